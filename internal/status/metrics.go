@@ -1,0 +1,134 @@
+package status
+
+import (
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// collector turns a Snapshot into metrics at each scrape. It is unchecked (no
+// fixed descriptions), since labels follow the configuration.
+type collector struct {
+	snapshot func() *Snapshot
+}
+
+// Describe sends nothing: see prometheus.Collector on unchecked collectors.
+func (collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	s := c.snapshot()
+	e := emitter{ch}
+
+	e.gauge("weir_build_info", "Always 1; the version is in the label.", 1, "version", s.Version)
+	e.gauge("weir_ready", "1 if weir takes and stores messages (as /readyz).", boolFloat(s.Ready()))
+	e.gauge("weir_start_time_seconds", "Unix time at which weir started.", float64(s.Started.Unix()))
+
+	for _, l := range s.Listeners {
+		e.gauge("weir_listener_backlog_asked", "Backlog given to listen(2).", float64(l.Asked), "name", l.Name)
+		e.gauge("weir_listener_backlog_granted", "Backlog that the kernel reports for the listener.", float64(l.Granted), "name", l.Name)
+	}
+	for _, q := range s.Queues {
+		lv := []string{"queue", string(q.Name), "name", q.Instance}
+		e.gauge("weir_queue_depth", "Present fill of the queue, in its unit (connections or bytes).", float64(q.Depth), lv...)
+		if q.Capacity > 0 {
+			e.gauge("weir_queue_capacity", "Limit of the queue, in its unit.", float64(q.Capacity), lv...)
+		}
+		e.gauge("weir_queue_peak", "Largest fill of the queue since start, in its unit.", float64(q.Peak), lv...)
+		e.counter("weir_queue_dropped_total", "Items lost or refused at the queue.", float64(q.Dropped), lv...)
+		e.gauge("weir_queue_oldest_seconds", "Age of the oldest waiting item, 0 if none or unknown.", q.OldestAge.Seconds(), lv...)
+	}
+
+	t := s.Traffic
+	e.counters("weir_received_messages_total", "Forward messages stored, by mode.", "mode", t.Messages)
+	e.counters("weir_received_events_total", "Events of stored messages, by mode.", "mode", t.Events)
+	e.counters("weir_received_bytes_total", "Payload bytes of stored messages as sent (compressed where the sender compressed), by mode.", "mode", t.Bytes)
+	e.counter("weir_acks_total", "Acks sent.", float64(t.Acks))
+	e.counters("weir_heartbeats_total", "Heartbeats, by transport: connect, nil or udp.", "transport", t.Heartbeats)
+	e.counters("weir_connections_total", "Connections, by result.", "result", t.Connections)
+	e.counters("weir_refused_messages_total", "Messages neither stored nor acked, by reason.", "reason", t.Refused)
+	e.histogram("weir_ack_seconds", "Time from a whole message read to its ack written.", s.AckLatency)
+	for name, h := range s.CommitLatency {
+		e.histogram("weir_commit_seconds", "Time of one commit: write and fdatasync.", h, "buffer", name)
+	}
+
+	dropped := map[string]uint64{}
+	for _, b := range s.Balance {
+		for cause, n := range b.Dropped {
+			dropped[cause] += n
+		}
+		e.gauge("weir_buffered_events", "Events that the output has still to deliver.", float64(b.Buffered), "output", b.Output)
+		e.gauge("weir_recovered_events", "Events found undelivered in the buffer at start.", float64(b.Recovered), "output", b.Output)
+	}
+	e.counters("weir_dropped_events_total", "Events lost, by cause.", "cause", dropped)
+	for _, o := range s.Outputs {
+		e.counter("weir_delivered_events_total", "Events delivered by the output.", float64(o.DeliveredEvents), "output", o.ID)
+		e.counter("weir_delivered_bytes_total", "Stored bytes delivered by the output.", float64(o.DeliveredBytes), "output", o.ID)
+		e.counter("weir_output_retries_total", "Failed deliveries of the output.", float64(o.Retries), "output", o.ID)
+		next := 0.0
+		if o.NextRetry != nil {
+			next = float64(o.NextRetry.UnixNano()) / 1e9
+		}
+		e.gauge("weir_output_next_retry_time_seconds", "Unix time of the next attempt, 0 if the output does not wait for one.", next, "output", o.ID)
+	}
+	for state, n := range s.TCPStates {
+		e.gauge("weir_tcp_connections", "Connections of weir's ports in the kernel, by TCP state.", float64(n), "state", state)
+	}
+	e.counters("weir_kernel_total", "Counters of the network namespace, all its listeners together (/proc/net/netstat).", "counter", s.Kernel)
+}
+
+// emitter sends constant metrics; labels are given as key, value, key, value.
+type emitter struct{ ch chan<- prometheus.Metric }
+
+func (e emitter) send(kind prometheus.ValueType, name, help string, v float64, kv []string) {
+	keys, values := split(kv)
+	e.ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, keys, nil), kind, v, values...)
+}
+
+func (e emitter) gauge(name, help string, v float64, kv ...string) {
+	e.send(prometheus.GaugeValue, name, help, v, kv)
+}
+
+func (e emitter) counter(name, help string, v float64, kv ...string) {
+	e.send(prometheus.CounterValue, name, help, v, kv)
+}
+
+func (e emitter) counters(name, help, key string, m map[string]uint64) {
+	for k, v := range m {
+		e.counter(name, help, float64(v), key, k)
+	}
+}
+
+func (e emitter) histogram(name, help string, h Histogram, kv ...string) {
+	keys, values := split(kv)
+	buckets := make(map[float64]uint64, len(h.Bounds))
+	for i, b := range h.Bounds {
+		buckets[b] = h.Counts[i]
+	}
+	e.ch <- prometheus.MustNewConstHistogram(prometheus.NewDesc(name, help, keys, nil), h.Count, h.Sum, buckets, values...)
+}
+
+func split(kv []string) (keys, values []string) {
+	for i := 0; i+1 < len(kv); i += 2 {
+		keys = append(keys, kv[i])
+		values = append(values, label(kv[i+1]))
+	}
+	return keys, values
+}
+
+// label quotes a value that is not valid UTF-8: Prometheus refuses such a value
+// and would fail the whole scrape.
+func label(s string) string {
+	if !utf8.ValidString(s) {
+		return strconv.QuoteToASCII(s)
+	}
+	return s
+}
+
+func boolFloat(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,145 @@
+// Package status serves what weir knows of itself over HTTP: Prometheus
+// metrics, the queues as JSON, fluentd's monitor_agent JSON and health.
+//
+// Everything is drawn from one Snapshot, so that no two surfaces can tell
+// different stories.
+package status
+
+import (
+	"time"
+
+	"weir/internal/queue"
+)
+
+// Snapshot is one consistent reading of the whole process.
+type Snapshot struct {
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Now     time.Time `json:"now"`
+
+	Listeners []Listener    `json:"listeners"`
+	Queues    []queue.Queue `json:"queues"`
+	Outputs   []Output      `json:"outputs"`
+	Balance   []Balance     `json:"balance"`
+	Traffic   Traffic       `json:"traffic"`
+
+	// AckLatency is the time from a whole message read to its ack written.
+	AckLatency Histogram `json:"-"`
+	// CommitLatency is the time of one write and fdatasync, by buffer.
+	CommitLatency map[string]Histogram `json:"-"`
+
+	// TCPStates counts the connections of the listening ports by state, as
+	// the kernel has them.
+	TCPStates map[string]int64 `json:"tcp_connections"`
+	// Kernel holds the counters of the network namespace (all listeners'
+	// together), by their names in /proc/net/netstat.
+	Kernel map[string]uint64 `json:"kernel"`
+
+	// Problems says why weir is not ready, one line each; empty when it is.
+	Problems []string `json:"problems"`
+	// Warnings says what an operator should mend although weir works.
+	Warnings []string `json:"warnings"`
+
+	// Inputs describes the configured sources for monitor_agent.
+	Inputs []Input `json:"-"`
+}
+
+// Ready reports whether weir takes and stores messages.
+func (s *Snapshot) Ready() bool { return len(s.Problems) == 0 }
+
+// Listener is one listening socket and its backlog, as asked and as granted by
+// the kernel (tcpi_sacked of the listener, tcp(7)).
+type Listener struct {
+	Name    string `json:"name"`
+	Asked   int    `json:"backlog_asked"`
+	Granted int    `json:"backlog_granted"`
+	// LimitedBy is the sysctl that kept Granted below Asked, or empty.
+	LimitedBy string `json:"limited_by,omitempty"`
+	// Mend is the command that raises the limit, or empty.
+	Mend string `json:"mend,omitempty"`
+}
+
+// Traffic is what came in since start.
+type Traffic struct {
+	// Messages, Events and Bytes of stored messages, by mode of the protocol.
+	Messages map[string]uint64 `json:"messages"`
+	Events   map[string]uint64 `json:"events"`
+	Bytes    map[string]uint64 `json:"bytes"`
+	Acks     uint64            `json:"acks"`
+	// Heartbeats by transport: connect, nil, udp.
+	Heartbeats map[string]uint64 `json:"heartbeats"`
+	// Connections by result: accepted, refused, handshake_failed.
+	Connections map[string]uint64 `json:"connections"`
+	// Refused counts messages that were not taken and not acked, by reason.
+	Refused map[string]uint64 `json:"refused_messages"`
+}
+
+// Balance is the sum of promise P5 for one output:
+// Recovered + Received = Delivered + Buffered + Dropped, all in events.
+type Balance struct {
+	// Output is the output's id, Match the pattern of its <match>.
+	Output    string `json:"output"`
+	Match     string `json:"match"`
+	Recovered uint64 `json:"recovered"`
+	Received  uint64 `json:"received"`
+	Delivered uint64 `json:"delivered"`
+	Buffered  uint64 `json:"buffered"`
+	// Dropped counts events by cause; the cause is never empty.
+	Dropped map[string]uint64 `json:"dropped"`
+}
+
+// DroppedTotal sums Dropped over its causes.
+func (b Balance) DroppedTotal() uint64 {
+	var n uint64
+	for _, v := range b.Dropped {
+		n += v
+	}
+	return n
+}
+
+// Holds reports whether the sum is even. While messages are on their way it
+// may be off by those; at a quiet moment it must hold.
+func (b Balance) Holds() bool {
+	return b.Recovered+b.Received == b.Delivered+b.Buffered+b.DroppedTotal()
+}
+
+// Output is one output plugin's state.
+type Output struct {
+	ID    string `json:"id"`
+	Type  string `json:"type"`
+	Match string `json:"match"`
+	// Config is the effective configuration with secrets masked.
+	Config map[string]string `json:"config,omitempty"`
+
+	DeliveredEvents uint64 `json:"delivered_events"`
+	DeliveredBytes  uint64 `json:"delivered_bytes"`
+	Batches         uint64 `json:"batches"`
+	PendingBytes    int64  `json:"pending_bytes"`
+	PendingChunks   int64  `json:"pending_chunks"`
+	// Capacity is the buffer's total_limit_size in bytes.
+	Capacity int64 `json:"capacity"`
+	// Retries counts failed deliveries since start, Step those in a row.
+	Retries   uint64     `json:"retries"`
+	Step      int        `json:"retry_step"`
+	NextRetry *time.Time `json:"next_retry,omitempty"`
+	LastError string     `json:"last_error,omitempty"`
+}
+
+// Input is one source plugin for monitor_agent.
+type Input struct {
+	ID     string
+	Type   string
+	Config map[string]string
+	Events uint64
+	Bytes  uint64
+}
+
+// Histogram is a latency distribution: Counts[i] observations took at most
+// Bounds[i] seconds (cumulative, as Prometheus has it).
+type Histogram struct {
+	Bounds []float64
+	Counts []uint64
+	Count  uint64
+	Sum    float64 // seconds
+}
