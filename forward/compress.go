@@ -1,0 +1,114 @@
+package forward
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+const (
+	// inflateWindow is the memory that checking a compressed payload takes
+	// beside its decompressor, whatever it decompresses to.
+	inflateWindow = 64 << 10
+	// maxZstdWindow bounds the memory that a zstd frame can ask for.
+	maxZstdWindow = 8 << 20
+)
+
+// inflater checks compressed payloads piece by piece; it never holds a whole
+// decompressed payload. Its decompressors are pooled.
+type inflater struct {
+	gzip, zstd sync.Pool
+}
+
+// window is one pooled decompressor with what belongs to it.
+type window struct {
+	src    bytes.Reader
+	gzip   *gzip.Reader
+	zstd   *zstd.Decoder
+	stream streamScanner
+	buf    [inflateWindow]byte
+}
+
+// check decompresses payload through the scanner and returns the number of
+// events. limit is the most bytes it may decompress to.
+func (f *inflater) check(payload []byte, c Compression, depth int, limit int64) (events int, err error) {
+	pool := &f.gzip
+	if c == Zstd {
+		pool = &f.zstd
+	}
+	w, _ := pool.Get().(*window)
+	if w == nil {
+		w = &window{}
+	}
+	defer pool.Put(w)
+	w.src.Reset(payload)
+	defer w.src.Reset(nil)
+
+	var r io.Reader
+	switch {
+	case c == Zstd && w.zstd == nil:
+		w.zstd, err = zstd.NewReader(&w.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+		r = w.zstd
+	case c == Zstd:
+		err = w.zstd.Reset(&w.src)
+		r = w.zstd
+	case w.gzip == nil:
+		w.gzip, err = gzip.NewReader(&w.src)
+		r = w.gzip
+	default:
+		err = w.gzip.Reset(&w.src)
+		r = w.gzip
+	}
+	if err != nil {
+		return 0, refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
+	}
+	w.stream.reset(depth)
+	return w.drain(r, c, limit)
+}
+
+// drain reads r to its end. The scanner leaves at most a header unconsumed,
+// which is carried to the front of the window.
+func (w *window) drain(r io.Reader, c Compression, limit int64) (events int, err error) {
+	var total int64
+	kept := 0
+	for {
+		n, err := r.Read(w.buf[kept:])
+		total += int64(n)
+		if total > limit {
+			return 0, refuse(ReasonInflated, fmt.Errorf("the %v payload decompresses to more than %d bytes; raise decompression_size_limit, or lower the sender's chunk size", c, limit))
+		}
+		have := kept + n
+		used, scanErr := w.stream.scanEvents(w.buf[:have], noLimit)
+		if scanErr != nil {
+			return 0, streamRefusal(scanErr)
+		}
+		kept = copy(w.buf[:], w.buf[used:have])
+		if errors.Is(err, io.EOF) {
+			if kept > 0 || !w.stream.atBoundary() {
+				return 0, refuse(ReasonBroken, errors.New("the decompressed payload ends in the middle of an event"))
+			}
+			return w.stream.events, nil
+		}
+		if err != nil {
+			return 0, refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
+		}
+	}
+}
+
+// String is the name in the protocol's option "compressed".
+func (c Compression) String() string {
+	switch c {
+	case Uncompressed:
+		return "text"
+	case Gzip:
+		return "gzip"
+	case Zstd:
+		return "zstd"
+	}
+	return fmt.Sprintf("Compression(%d)", uint8(c))
+}

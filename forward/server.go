@@ -1,0 +1,358 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Defaults of Config, used for fields that are 0.
+const (
+	DefaultMemory                 = 1 << 30
+	DefaultMaxConnections         = 65536
+	DefaultMessageSizeLimit       = 256 << 20
+	DefaultDecompressionSizeLimit = 256 << 20
+	DefaultMaxDepth               = 128
+	DefaultHandshakeTimeout       = 10 * time.Second
+	DefaultStallTimeout           = 60 * time.Second
+	DefaultMemoryWait             = 10 * time.Second
+)
+
+// Config is the configuration of a Server. Handler must be set; a 0 elsewhere
+// stands for the default, a negative duration for no limit.
+type Config struct {
+	Handler Handler
+	// Log gets what operators must know; nil for nothing.
+	Log *zap.Logger
+	// Memory is the budget in bytes over all connections: read buffers and
+	// messages that are not durable yet.
+	Memory int64
+	// MaxConnections is how many connections may be open; one more is closed at
+	// once.
+	MaxConnections int
+	// MessageSizeLimit is the longest message in bytes (chunk_size_limit).
+	MessageSizeLimit int64
+	// MessageSizeWarn logs messages longer than this, if not 0
+	// (chunk_size_warn_limit).
+	MessageSizeWarn int64
+	// DecompressionSizeLimit is the most bytes that a compressed payload may
+	// decompress to.
+	DecompressionSizeLimit int64
+	// MaxDepth is how deep msgpack and JSON may nest.
+	MaxDepth int
+	// Security asks for the handshake of the protocol; nil for none.
+	Security *Security
+	// HandshakeTimeout bounds the whole handshake.
+	HandshakeTimeout time.Duration
+	// IdleTimeout closes a connection on which no message has begun for so long;
+	// 0 for never.
+	IdleTimeout time.Duration
+	// StallTimeout refuses a message that has begun and of which nothing comes.
+	StallTimeout time.Duration
+	// MemoryWait is how long a message that has begun may wait for the budget.
+	MemoryWait time.Duration
+	// DenyKeepalive closes each connection after its first message, once that is
+	// acked (deny_keepalive).
+	DenyKeepalive bool
+}
+
+// Server receives messages on any number of listeners.
+type Server struct {
+	config   Config
+	limits   parserLimits
+	log      *zap.Logger
+	memory   budget
+	buffers  buffers
+	inflater inflater
+	counters counters
+	refusals logLimiter
+	acks     ackQueue
+	messages sync.Pool
+	nonce    func(b []byte) // fills b with random bytes
+
+	ctx      context.Context // of handlers and waits
+	cancel   context.CancelFunc
+	draining atomic.Bool
+	wait     sync.WaitGroup // sessions and slow writers
+	acksDone chan struct{}
+
+	mu        sync.Mutex
+	sessions  map[*session]struct{}
+	listeners map[net.Listener]struct{}
+	packets   map[net.PacketConn]struct{}
+	peak      int
+	closed    bool
+}
+
+// NewServer returns a Server; Close or Shutdown must be called in the end. It
+// fails if the configuration contradicts itself.
+func NewServer(c Config) (*Server, error) {
+	if c.Handler == nil {
+		return nil, errors.New("forward: Config.Handler is not set")
+	}
+	c.setDefaults()
+	if c.MaxDepth > maxTrustedDepth {
+		return nil, fmt.Errorf("forward: MaxDepth %d is over %d", c.MaxDepth, maxTrustedDepth)
+	}
+	if c.Security != nil {
+		if err := c.Security.check(); err != nil {
+			return nil, err
+		}
+	}
+	s := &Server{
+		config:    c,
+		limits:    parserLimits{depth: c.MaxDepth, message: c.MessageSizeLimit},
+		log:       c.Log,
+		memory:    budget{limit: c.Memory},
+		nonce:     randomBytes,
+		acksDone:  make(chan struct{}),
+		sessions:  map[*session]struct{}{},
+		listeners: map[net.Listener]struct{}{},
+		packets:   map[net.PacketConn]struct{}{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.acks.init()
+	go func() {
+		defer close(s.acksDone)
+		s.acks.run()
+	}()
+	return s, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	setDefault(&c.Memory, DefaultMemory)
+	setDefault(&c.MaxConnections, DefaultMaxConnections)
+	setDefault(&c.MessageSizeLimit, DefaultMessageSizeLimit)
+	setDefault(&c.DecompressionSizeLimit, DefaultDecompressionSizeLimit)
+	setDefault(&c.MaxDepth, DefaultMaxDepth)
+	setDefault(&c.HandshakeTimeout, DefaultHandshakeTimeout)
+	setDefault(&c.StallTimeout, DefaultStallTimeout)
+	setDefault(&c.MemoryWait, DefaultMemoryWait)
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Serve accepts connections from l until Shutdown or Close, and closes l. It
+// returns nil then, else the error of Accept.
+func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.closed || s.draining.Load() {
+		s.mu.Unlock()
+		return errors.Join(net.ErrClosed, l.Close())
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	defer l.Close()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if s.draining.Load() || s.isClosed() {
+				return nil
+			}
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		}
+		s.admit(conn)
+	}
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// admit starts the session of an accepted connection.
+func (s *Server) admit(conn net.Conn) {
+	s.counters.accepted.Add(1)
+	ses := newSession(s, conn)
+	s.mu.Lock()
+	if s.closed || len(s.sessions) >= s.config.MaxConnections {
+		open := len(s.sessions)
+		s.mu.Unlock()
+		s.counters.refused.Add(1)
+		if ok, muted := s.refusals.allow(time.Now()); ok {
+			s.log.Warn("connection refused: max_connections are open",
+				zap.Stringer("sender", ses.remote), zap.Int("open", open), zap.Int("max_connections", s.config.MaxConnections), zap.Uint64("not_logged", muted))
+		}
+		conn.Close()
+		return
+	}
+	s.sessions[ses] = struct{}{}
+	s.peak = max(s.peak, len(s.sessions))
+	s.wait.Add(1)
+	s.mu.Unlock()
+	go func() {
+		defer s.wait.Done()
+		ses.serve(s.ctx)
+		s.mu.Lock()
+		delete(s.sessions, ses)
+		s.mu.Unlock()
+	}()
+}
+
+// Shutdown stops accepting (connections that the kernel has already queued are
+// taken), reads what senders have sent, waits until it is durable, sends the
+// acks and closes all connections. When ctx ends first it closes at once and
+// returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.drainListeners()
+	s.mu.Lock()
+	s.draining.Store(true)
+	for ses := range s.sessions {
+		ses.kick()
+	}
+	for l := range s.listeners {
+		l.Close()
+	}
+	s.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		s.wait.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = fmt.Errorf("forward: connections not finished in time: %w", ctx.Err())
+	}
+	return errors.Join(err, s.Close())
+}
+
+// acceptGrace is how long a listener must have nothing queued before it is
+// closed.
+const acceptGrace = 20 * time.Millisecond
+
+// drainListeners lets Serve take what the kernel has queued: closing a
+// listening socket would reset those connections, and with them what senders
+// have already written.
+func (s *Server) drainListeners() {
+	s.mu.Lock()
+	var waiting []interface{ SetDeadline(time.Time) error }
+	for l := range s.listeners {
+		if d, ok := l.(interface{ SetDeadline(time.Time) error }); ok {
+			waiting = append(waiting, d)
+		}
+	}
+	s.draining.Store(len(waiting) > 0)
+	s.mu.Unlock()
+	deadline := time.Now().Add(acceptGrace)
+	for _, l := range waiting {
+		// Serve returns at the deadline, with the queue empty or nearly so.
+		if err := l.SetDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
+			s.log.Debug("listener not drained", zap.Error(err))
+		}
+	}
+	if len(waiting) > 0 {
+		t := time.NewTimer(acceptGrace)
+		defer t.Stop()
+		<-t.C
+	}
+}
+
+// Close ends everything at once; messages that are not durable are not acked.
+// It waits for every goroutine of the server, and so for Done of what the
+// handler holds.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	first := !s.closed
+	s.closed = true
+	s.draining.Store(true)
+	var errs []error
+	for l := range s.listeners {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for pc := range s.packets {
+		if err := pc.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for ses := range s.sessions {
+		ses.conn.Close()
+	}
+	s.mu.Unlock()
+	s.cancel()
+	s.wait.Wait()
+	if first {
+		s.acks.close()
+	}
+	<-s.acksDone
+	return errors.Join(errs...)
+}
+
+// newMessage returns a cleared Message of the session.
+func (s *Server) newMessage(ses *session) *Message {
+	m, _ := s.messages.Get().(*Message)
+	if m == nil {
+		m = &Message{}
+	}
+	m.session = ses
+	m.Remote = ses.remote
+	return m
+}
+
+// recycle takes back a message whose outcome is handled.
+func (s *Server) recycle(m *Message) {
+	*m = Message{ack: m.ack[:0]}
+	s.messages.Put(m)
+}
+
+// refused counts and logs a whole message that the handler refused.
+func (s *Server) refused(ses *session, m *Message, err error) {
+	r := &Refusal{Reason: ReasonHandler, Err: err}
+	errors.As(err, &r)
+	s.counters.refusedMessage(r.Reason)
+	s.counters.refusedEvents.Add(uint64(m.Events))
+	s.logRefusal(ses.remote, r)
+}
+
+// logRefusal logs at a bounded rate why a sender's message was not taken.
+func (s *Server) logRefusal(sender net.Addr, r *Refusal) {
+	if ok, muted := s.refusals.allow(time.Now()); ok {
+		s.log.Warn("message refused, not acked", zap.Stringer("sender", sender),
+			zap.String("reason", r.Reason), zap.NamedError("cause", r.Err), zap.Uint64("not_logged", muted))
+	}
+}
+
+// logLimiter lets through a few log lines a second and counts the others.
+type logLimiter struct {
+	mu     sync.Mutex
+	second int64
+	n      int
+	muted  uint64
+}
+
+// logsPerSecond bounds lines about senders, of which there may be thousands.
+const logsPerSecond = 10
+
+func (l *logLimiter) allow(now time.Time) (ok bool, muted uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if sec := now.Unix(); sec != l.second {
+		l.second, l.n = sec, 0
+	}
+	if l.n >= logsPerSecond {
+		l.muted++
+		return false, 0
+	}
+	l.n++
+	muted, l.muted = l.muted, 0
+	return true, muted
+}

@@ -1,0 +1,426 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Limits of one session.
+const (
+	// maxInFlight is how many messages of one connection may wait for Done.
+	maxInFlight = 1024
+	// maxUnsent is how many bytes of acks may wait for a sender that does not
+	// read them; then weir reads no more from it.
+	maxUnsent = 64 << 10
+	// drainGrace is how long a message that has begun may take to arrive whole
+	// when the server shuts down.
+	drainGrace = time.Second
+	// readAhead is how much is read beyond the known end of a message: its
+	// option, and the head of the next one.
+	readAhead = 256
+)
+
+var (
+	errDrained = errors.New("the server shuts down")
+	errClosing = errors.New("the connection is closed after a refused message")
+	errIdle    = errors.New("idle for longer than the limit")
+)
+
+// session is one connection: read, scan, Handler, ack.
+type session struct {
+	srv    *Server
+	conn   net.Conn
+	raw    syscall.RawConn // nil if the connection has no descriptor (TLS)
+	remote net.Addr
+
+	// What follows belongs to the reading goroutine.
+	buf      *[]byte // nil while idle
+	r, w     int     // buf[r:w] is read and not yet handled
+	largest  int     // most bytes in buf since it was taken
+	want     int64   // class of the next buffer
+	parser   parser
+	text     jsonScanner
+	isJSON   bool
+	heard    bool // a byte has come
+	started  bool // a byte of a message has come
+	sweeping bool // draining: read what is there, wait for nothing
+	grace    bool // draining: wait for the rest of a message
+	readFD   func(fd uintptr) bool
+	readN    int
+	readErr  error
+	starved  bool
+
+	closing atomic.Bool // a message was refused: read no more
+
+	mu       sync.Mutex
+	change   sync.Cond // of what mu guards
+	head     *Message  // in flight, in order of arrival
+	tail     *Message
+	inFlight int
+	out      []byte // acks to be written
+	spare    []byte // the other half of a double buffer
+	queued   bool   // the flusher has or will take this session
+	writing  bool   // somebody writes to the connection
+	dead     bool   // the connection cannot be written to
+}
+
+func newSession(srv *Server, conn net.Conn) *session {
+	s := &session{srv: srv, conn: conn, remote: conn.RemoteAddr(), want: minBuffer}
+	s.change.L = &s.mu
+	s.readFD = s.tryRead
+	if sc, ok := conn.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			s.raw = raw
+		}
+	}
+	return s
+}
+
+// serve runs the connection from its first byte to its last.
+func (s *session) serve(ctx context.Context) {
+	defer s.conn.Close()
+	defer s.giveBuffer()
+	err := s.handshake(ctx)
+	if err == nil {
+		err = s.readMessages(ctx)
+	}
+	s.ended(err)
+	s.finish()
+}
+
+// readMessages reads until the connection ends, for whatever reason.
+func (s *session) readMessages(ctx context.Context) error {
+	s.parser.reset(s.srv.limits)
+	for {
+		for s.w > s.r {
+			more, err := s.next(ctx)
+			if err != nil {
+				return err
+			}
+			if more {
+				break
+			}
+		}
+		if err := s.fill(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// next takes one message off the buffer; more says that it is not whole yet.
+func (s *session) next(ctx context.Context) (more bool, err error) {
+	p := (*s.buf)[s.r:s.w]
+	if !s.started {
+		s.started = true
+		s.isJSON = p[0] == '{' || p[0] == '['
+	}
+	if s.isJSON {
+		return s.nextJSON(ctx, p)
+	}
+	done, err := s.parser.parse(p)
+	if err != nil {
+		return false, err
+	}
+	if !done {
+		return true, nil
+	}
+	p = p[:s.parser.pos]
+	if s.parser.heart {
+		s.srv.counters.nilBeats.Add(1)
+	} else {
+		m, err := s.message(p)
+		if err != nil {
+			return false, err
+		}
+		if err := s.hand(ctx, m); err != nil {
+			return false, err
+		}
+	}
+	s.consume(len(p))
+	s.parser.reset(s.srv.limits)
+	return false, nil
+}
+
+// consume drops n handled bytes from the buffer.
+func (s *session) consume(n int) {
+	s.r += n
+	if s.r == s.w {
+		s.r, s.w = 0, 0
+	}
+}
+
+// message builds the Message of the whole, parsed bytes p.
+func (s *session) message(p []byte) (*Message, error) {
+	ps := &s.parser
+	var o option
+	if ps.option.to > 0 {
+		var err error
+		if o, err = parseOption(ps.option.of(p)); err != nil {
+			return nil, err
+		}
+	}
+	m := s.srv.newMessage(s)
+	payload := ps.payload.of(p)
+	m.Mode, m.Tag = ps.mode, ps.tag.of(p)
+	if o.chunk != nil {
+		m.Chunk, m.wantAck = o.chunk, true
+		m.ack = append(m.ack[:0], o.chunkRaw...)
+	}
+	m.pieces[0] = payload
+	m.Payload = m.pieces[:1]
+	m.Size = len(payload)
+	switch ps.mode {
+	case ModeMessage:
+		m.pieces[0], m.pieces[1] = pairOf, payload
+		m.Payload = m.pieces[:2]
+		m.Size++
+		m.Events = 1
+	case ModeForward:
+		m.Events = int(ps.entries)
+	case ModePacked:
+		var err error
+		if m.Events, err = s.checkPacked(payload, o.compression); err != nil {
+			return nil, err
+		}
+		if o.compression != Uncompressed {
+			m.Mode, m.Compression = ModeCompressed, o.compression
+		}
+	}
+	return m, nil
+}
+
+// pairOf is the header that makes an event of the time and record of a message
+// in Message mode.
+var pairOf = []byte{0x92}
+
+// checkPacked scans the payload of a packed message and counts its events.
+func (s *session) checkPacked(payload []byte, c Compression) (events int, err error) {
+	if c != Uncompressed {
+		return s.srv.inflater.check(payload, c, s.srv.limits.depth, s.srv.config.DecompressionSizeLimit)
+	}
+	st := &s.parser.stream
+	st.reset(s.srv.limits.depth)
+	n, err := st.scanEvents(payload, noLimit)
+	if err != nil {
+		return 0, streamRefusal(err)
+	}
+	if n < len(payload) || !st.atBoundary() {
+		return 0, refuse(ReasonBroken, fmt.Errorf("the packed payload ends in the middle of an event, after %d whole ones", st.events))
+	}
+	return st.events, nil
+}
+
+// hand charges the message to the budget, puts it in line for its ack and gives
+// it to the handler.
+func (s *session) hand(ctx context.Context, m *Message) error {
+	m.charged = int64(m.Size + len(m.Tag) + len(m.Chunk))
+	if !s.srv.memory.acquire(ctx, m.charged, s.srv.config.MemoryWait) {
+		m.charged = 0
+		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", m.Size, s.srv.memory.limit, s.srv.config.MemoryWait))
+	}
+	m.Received = time.Now()
+	s.mu.Lock()
+	for (s.inFlight >= maxInFlight || len(s.out) > maxUnsent) && !s.dead {
+		s.change.Wait()
+	}
+	s.inFlight++
+	if s.tail == nil {
+		s.head = m
+	} else {
+		s.tail.next = m
+	}
+	s.tail = m
+	s.mu.Unlock()
+	s.srv.counters.inFlight.Add(1)
+	if m.Events == 0 {
+		m.Done(nil) // nothing to store
+		return nil
+	}
+	s.srv.config.Handler.Handle(ctx, m)
+	return nil
+}
+
+// fill reads more bytes into the buffer, waiting for them as long as it takes.
+// An idle connection waits without a buffer.
+func (s *session) fill(ctx context.Context) error {
+	if err := s.makeRoom(ctx); err != nil {
+		return err
+	}
+	for {
+		if err := s.deadline(); err != nil {
+			return err
+		}
+		n, err := s.read(ctx)
+		if n > 0 {
+			s.heard = true
+			s.w += n
+			s.largest = max(s.largest, s.w)
+			return nil
+		}
+		switch {
+		case err == nil || errors.Is(err, io.EOF):
+			return s.endOfStream()
+		case errors.Is(err, syscall.EAGAIN): // only when sweeping
+			if s.r == s.w || s.grace {
+				return errDrained
+			}
+			s.grace = true
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if s.closing.Load() {
+				return errClosing
+			}
+			if !s.srv.draining.Load() {
+				return s.timedOut()
+			}
+			if s.sweeping {
+				return errDrained
+			}
+			s.sweeping = true
+		default:
+			return err
+		}
+	}
+}
+
+// deadline sets how long the next read may take. A kick (a deadline in the
+// past) that came before it is not lost: its causes are looked at afterwards.
+func (s *session) deadline() error {
+	var limit time.Duration
+	switch {
+	case s.grace:
+		limit = drainGrace
+	case s.sweeping:
+		return s.conn.SetReadDeadline(time.Time{})
+	case s.w > s.r:
+		limit = s.srv.config.StallTimeout
+	default:
+		limit = s.srv.config.IdleTimeout
+	}
+	if limit > 0 {
+		if err := s.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
+			return err
+		}
+	}
+	if s.closing.Load() {
+		return errClosing
+	}
+	if s.srv.draining.Load() && !s.grace {
+		s.sweeping = true
+		return s.conn.SetReadDeadline(time.Time{})
+	}
+	return nil
+}
+
+func (s *session) timedOut() error {
+	if s.w > s.r {
+		return refuse(ReasonStalled, fmt.Errorf("nothing came for %v in the middle of a message", s.srv.config.StallTimeout))
+	}
+	return errIdle
+}
+
+// endOfStream is what the end of the sender's stream means here.
+func (s *session) endOfStream() error {
+	if s.w > s.r && !s.onlyBlanks() {
+		return refuse(ReasonCut, fmt.Errorf("the connection ended after %d bytes of a message", s.w-s.r))
+	}
+	return io.EOF
+}
+
+// read reads once into the free part of the buffer.
+func (s *session) read(ctx context.Context) (int, error) {
+	if s.raw == nil {
+		if s.buf == nil && !s.takeBuffer(ctx) {
+			return 0, net.ErrClosed
+		}
+		return s.conn.Read((*s.buf)[s.w:s.readEnd()])
+	}
+	for {
+		s.starved = false
+		if err := s.raw.Read(s.readFD); err != nil {
+			return 0, err
+		}
+		if !s.starved {
+			return s.readN, s.readErr
+		}
+		if !s.takeBuffer(ctx) {
+			return 0, net.ErrClosed
+		}
+	}
+}
+
+// tryRead reads without waiting. When nothing is there it gives the buffer back
+// and asks to be called again once something is.
+func (s *session) tryRead(fd uintptr) bool {
+	if s.buf == nil {
+		if !s.srv.memory.try(s.want) {
+			s.starved = true
+			return true
+		}
+		s.setBuffer()
+	}
+	for {
+		s.readN, s.readErr = syscall.Read(int(fd), (*s.buf)[s.w:s.readEnd()])
+		switch s.readErr {
+		case syscall.EINTR:
+			continue
+		case syscall.EAGAIN:
+			s.readN = 0
+			s.parkBuffer()
+			return s.sweeping && !s.grace
+		}
+		s.readN = max(s.readN, 0)
+		return true
+	}
+}
+
+// readEnd is how far the buffer is filled by the next read. Where the end of
+// the present message is known, reading stops shortly after it, so that the
+// next message begins at the front of the buffer and need not be moved.
+func (s *session) readEnd() int {
+	end := len(*s.buf)
+	if !s.isJSON && s.w > s.r {
+		if need := s.parser.bodyNeed(); need > 0 && need+readAhead < uint64(end-s.r) && s.r+int(need)+readAhead > s.w {
+			return s.r + int(need) + readAhead
+		}
+	}
+	return end
+}
+
+// ended counts and logs why the connection came to its end.
+func (s *session) ended(err error) {
+	var refusal *Refusal
+	switch {
+	case errors.As(err, &refusal):
+		s.srv.counters.refusedMessage(refusal.Reason)
+		s.srv.logRefusal(s.remote, refusal)
+	case !s.heard && !errors.Is(err, errDrained) && !errors.Is(err, errIdle):
+		// Connected and closed (or reset) without a word: a heartbeat of
+		// heartbeat_type transport or tcp, or a load balancer's check.
+		s.srv.counters.connectBeats.Add(1)
+	case errors.Is(err, io.EOF), errors.Is(err, errDrained), errors.Is(err, errClosing), errors.Is(err, net.ErrClosed):
+	default:
+		s.srv.log.Debug("connection ended", zap.Stringer("sender", s.remote), zap.Error(err))
+	}
+}
+
+// finish waits until every message of the session is Done and its ack written,
+// or cannot be written any more.
+func (s *session) finish() {
+	s.giveBuffer()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.inFlight > 0 || !s.dead && (len(s.out) > 0 || s.writing) {
+		s.change.Wait()
+	}
+	s.dead = true
+}

@@ -1,0 +1,129 @@
+package forward
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ackBounds are the upper bounds of the ack latency's buckets.
+var ackBounds = [...]time.Duration{
+	100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
+	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond,
+	25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond,
+	500 * time.Millisecond, time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second,
+}
+
+// Stats is one reading of a Server's figures. Counters count since start.
+type Stats struct {
+	// Open, Peak and Limit are connections; Limit is 0 if there is none.
+	Open, Peak, Limit int
+	// Accepted, and of these: Refused by the limit, HandshakeFailed.
+	Accepted, Refused, HandshakeFailed uint64
+	// MemoryHeld, MemoryPeak and MemoryLimit are bytes read and not yet durable,
+	// with the buffers they lie in. MemoryWaiting counts sessions that wait.
+	MemoryHeld, MemoryPeak, MemoryLimit int64
+	MemoryWaiting                       int
+	// Messages, Events and Bytes of messages that became durable, by mode.
+	Messages, Events, Bytes map[string]uint64
+	// InFlight counts messages handed to the handler and not Done.
+	InFlight int64
+	Acks     uint64
+	// Heartbeats by transport: connect, nil, udp.
+	Heartbeats map[string]uint64
+	// RefusedMessages by reason.
+	RefusedMessages map[string]uint64
+	// RefusedEvents counts events of whole messages that the handler refused;
+	// those of broken messages cannot be counted.
+	RefusedEvents uint64
+	// AckLatency is the time from a whole message read to its outcome.
+	AckLatency Latency
+}
+
+// Latency is a histogram: Counts[i] observations took at most Bounds[i].
+type Latency struct {
+	Bounds []time.Duration
+	Counts []uint64 // cumulative
+	Count  uint64
+	Sum    time.Duration
+}
+
+// counters are what sessions count into.
+type counters struct {
+	accepted, refused, handshakeFailed atomic.Uint64
+	messages, events, bytes            [modes]atomic.Uint64
+	inFlight                           atomic.Int64
+	acks                               atomic.Uint64
+	connectBeats, nilBeats, udpBeats   atomic.Uint64
+	refusedEvents                      atomic.Uint64
+
+	latency    [len(ackBounds) + 1]atomic.Uint64
+	latencySum atomic.Int64
+
+	mu      sync.Mutex
+	reasons map[string]uint64
+}
+
+func (c *counters) refusedMessage(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reasons == nil {
+		c.reasons = map[string]uint64{}
+	}
+	c.reasons[reason]++
+}
+
+func (c *counters) observe(d time.Duration) {
+	i := 0
+	for i < len(ackBounds) && d > ackBounds[i] {
+		i++
+	}
+	c.latency[i].Add(1)
+	c.latencySum.Add(int64(d))
+}
+
+// Stats reads the server's figures. It is cheap and may be called at any time.
+func (s *Server) Stats() Stats {
+	c := &s.counters
+	st := Stats{
+		Limit:           s.config.MaxConnections,
+		Accepted:        c.accepted.Load(),
+		Refused:         c.refused.Load(),
+		HandshakeFailed: c.handshakeFailed.Load(),
+		MemoryLimit:     s.memory.limit,
+		Messages:        map[string]uint64{},
+		Events:          map[string]uint64{},
+		Bytes:           map[string]uint64{},
+		InFlight:        c.inFlight.Load(),
+		Acks:            c.acks.Load(),
+		Heartbeats: map[string]uint64{
+			"connect": c.connectBeats.Load(), "nil": c.nilBeats.Load(), "udp": c.udpBeats.Load(),
+		},
+		RefusedMessages: map[string]uint64{},
+		RefusedEvents:   c.refusedEvents.Load(),
+	}
+	st.MemoryHeld, st.MemoryPeak, st.MemoryWaiting = s.memory.reading()
+	for m := range modes {
+		name := m.String()
+		st.Messages[name] = c.messages[m].Load()
+		st.Events[name] = c.events[m].Load()
+		st.Bytes[name] = c.bytes[m].Load()
+	}
+	l := &st.AckLatency
+	for i, b := range ackBounds {
+		l.Count += c.latency[i].Load()
+		l.Bounds = append(l.Bounds, b)
+		l.Counts = append(l.Counts, l.Count)
+	}
+	l.Count += c.latency[len(ackBounds)].Load()
+	l.Sum = time.Duration(c.latencySum.Load())
+	c.mu.Lock()
+	for reason, n := range c.reasons {
+		st.RefusedMessages[reason] = n
+	}
+	c.mu.Unlock()
+	s.mu.Lock()
+	st.Open, st.Peak = len(s.sessions), s.peak
+	s.mu.Unlock()
+	return st
+}
