@@ -1,0 +1,173 @@
+package buffer
+
+import (
+	"context"
+	"time"
+)
+
+// group is the entries that one commit makes durable, gathered in the form in
+// which they are written.
+type group struct {
+	segments [][]byte
+	size     int64 // of the frame head and the entries
+	entries  uint64
+	events   uint64
+	waiters  []Waiter
+	copying  int // appenders that still copy their entry
+	oldest   time.Time
+	err      error
+}
+
+func (b *Buffer) newGroup() *group { return &group{size: frameHead} }
+
+// segmentWriter copies bytes into a range of a group's segments.
+type segmentWriter struct {
+	segments [][]byte
+	pos      int64
+}
+
+func (w *segmentWriter) write(p []byte) {
+	for len(p) > 0 {
+		n := copy(w.segments[w.pos/segmentSize][w.pos%segmentSize:], p)
+		w.pos += int64(n)
+		p = p[n:]
+	}
+}
+
+// Append copies the entry into the next commit and returns; w is told the
+// outcome later. It waits while the next commit is full, or, with
+// OverflowBlock, while the buffer is. If Append returns an error (ErrFull,
+// ErrClosed, ctx's, or that of an entry beyond the format's limits), w is not
+// told anything.
+func (b *Buffer) Append(ctx context.Context, e *Entry, w Waiter) error {
+	size, err := e.size()
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	if err := b.makeRoom(ctx, size); err != nil {
+		b.mu.Unlock()
+		return err
+	}
+	g := b.next
+	at := g.size
+	g.size += size
+	for int64(len(g.segments))*segmentSize < g.size {
+		g.segments = append(g.segments, b.segments.get())
+	}
+	if g.entries == 0 {
+		g.oldest = e.Received
+	}
+	g.entries++
+	g.events += uint64(e.Events)
+	g.waiters = append(g.waiters, w)
+	g.copying++
+	to := segmentWriter{segments: g.segments, pos: at}
+	b.stats.peakPending = max(b.stats.peakPending, b.pending())
+	b.mu.Unlock()
+
+	// Outside of the lock, so that appenders copy side by side.
+	e.encode(&to)
+
+	b.mu.Lock()
+	g.copying--
+	if g.copying == 0 {
+		b.work.Signal()
+	}
+	b.mu.Unlock()
+	return nil
+}
+
+// makeRoom waits or acts until an entry of size bytes may be appended. b.mu is
+// held.
+func (b *Buffer) makeRoom(ctx context.Context, size int64) error {
+	var stop func() bool
+	defer func() {
+		if stop != nil {
+			stop()
+		}
+	}()
+	wait := func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if stop == nil {
+			stop = context.AfterFunc(ctx, func() {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				b.room.Broadcast()
+			})
+		}
+		b.room.Wait()
+		return ctx.Err()
+	}
+	for {
+		if b.closed {
+			return ErrClosed
+		}
+		var err error
+		switch {
+		case b.backlog+b.pending()+size > b.opt.TotalLimit:
+			err = b.overflow(size, wait)
+		case b.next.entries > 0 && b.next.size+size > maxPending:
+			err = wait()
+		default:
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// pending is the bytes that are not durable yet. b.mu is held.
+func (b *Buffer) pending() int64 {
+	n := int64(0)
+	for _, g := range []*group{b.next, b.current} {
+		if g != nil && g.entries > 0 {
+			n += padded(g.size)
+		}
+	}
+	return n
+}
+
+// overflow does what Options.Overflow says. b.mu is held.
+func (b *Buffer) overflow(size int64, wait func() error) error {
+	switch {
+	case b.opt.Overflow == OverflowBlock && size <= b.opt.TotalLimit:
+		return wait()
+	case b.opt.Overflow == OverflowDropOldest && len(b.chunks) > 0 && b.backlog > 0:
+		oldest := b.chunks[0]
+		if oldest.sealed {
+			b.dropOldest()
+			return nil
+		}
+		// The only chunk is being written to: close it first.
+		b.rotate = true
+		b.work.Signal()
+		return wait()
+	case b.opt.Overflow == OverflowDropOldest && b.pending() > 0:
+		return wait() // what is to be dropped is not even written
+	}
+	return ErrFull
+}
+
+// dropOldest deletes the oldest chunk and counts for each cursor what it had
+// not read of it; a batch that is out counts as read. b.mu is held.
+func (b *Buffer) dropOldest() {
+	c := b.chunks[0]
+	for _, cur := range b.cursors {
+		if cur.pos.seq > c.seq {
+			continue
+		}
+		seen := uint64(0)
+		if p := cur.ahead(); p.seq == c.seq {
+			seen = p.events
+		}
+		cur.countDropped(CauseOverflow, c.events-seen)
+	}
+	b.chunks = b.chunks[1:]
+	b.stats.droppedChunks++
+	b.measure()
+	b.discard([]*chunk{c})
+}

@@ -1,0 +1,125 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A chunk on disk is a row of frames, each beginning on a multiple of
+// BlockSize; integers are little-endian. A frame:
+//
+//	 0  u32  magic: what it is
+//	 4  u32  CRC-32C of bytes 8 to 63
+//	 8  u64  sequence number of the chunk, so that what an earlier use of the
+//	         file left behind is never taken for data
+//	16  u64  number of the frame in its chunk
+//	24  u64  length of the body
+//	32  u64  entries
+//	40  u64  events
+//	48  i64  written, nanoseconds since 1970 UTC
+//	56  u64  version of the format
+//	64       body, padded with zeros to a multiple of BlockSize
+//
+// The first frame is the chunk's header (magicHeader, no body), then come
+// commits (magicCommit, the body is entries), and a chunk that is written full
+// ends with a footer (magicFooter, entries and events of the whole chunk).
+const (
+	frameHead   = 64
+	magicHeader = 0x48524557 // "WERH"
+	magicCommit = 0x43524557 // "WERC"
+	magicFooter = 0x46524557 // "WERF"
+	version     = 1
+)
+
+// frame is a frame's head.
+type frame struct {
+	magic           uint32
+	chunk, number   uint64
+	body            int64
+	entries, events uint64
+	written         time.Time
+}
+
+// length is the frame's padded length on disk.
+func (f frame) length() int64 { return padded(frameHead + f.body) }
+
+func (f frame) encode(h []byte) {
+	le := binary.LittleEndian
+	le.PutUint32(h, f.magic)
+	le.PutUint64(h[8:], f.chunk)
+	le.PutUint64(h[16:], f.number)
+	le.PutUint64(h[24:], uint64(f.body))
+	le.PutUint64(h[32:], f.entries)
+	le.PutUint64(h[40:], f.events)
+	le.PutUint64(h[48:], uint64(f.written.UnixNano()))
+	le.PutUint64(h[56:], version)
+	le.PutUint32(h[4:], crc32.Checksum(h[8:frameHead], castagnoli))
+}
+
+var errFrame = errors.New("no frame")
+
+// decodeFrame reads the frame head at the start of p, which belongs to the
+// chunk of that sequence number.
+func decodeFrame(p []byte, chunk uint64) (f frame, err error) {
+	if len(p) < frameHead {
+		return f, errFrame
+	}
+	le := binary.LittleEndian
+	f.magic = le.Uint32(p)
+	if f.magic != magicHeader && f.magic != magicCommit && f.magic != magicFooter || crc32.Checksum(p[8:frameHead], castagnoli) != le.Uint32(p[4:]) {
+		return f, errFrame
+	}
+	if v := le.Uint64(p[56:]); v != version {
+		return f, fmt.Errorf("format version %d, this weir reads %d; use the weir that wrote it to empty the buffer", v, version)
+	}
+	f.chunk, f.number = le.Uint64(p[8:]), le.Uint64(p[16:])
+	f.body = int64(le.Uint64(p[24:]))
+	f.entries, f.events = le.Uint64(p[32:]), le.Uint64(p[40:])
+	f.written = time.Unix(0, int64(le.Uint64(p[48:])))
+	if f.chunk != chunk || f.body < 0 {
+		return f, errFrame
+	}
+	return f, nil
+}
+
+// chunk is one file of the buffer, as far as it is durable.
+type chunk struct {
+	seq     uint64
+	end     int64  // length of its durable frames
+	frames  uint64 // number of the next frame
+	entries uint64
+	events  uint64
+	sealed  bool // written full: has a footer, or never gets more
+	damaged bool // has lost data in its middle; kept when delivered
+	first   time.Time
+}
+
+const (
+	chunkPrefix   = "chunk."
+	chunkSuffix   = ".weir"
+	damagedSuffix = ".damaged"
+)
+
+func chunkName(dir string, seq uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%s%016x%s", chunkPrefix, seq, chunkSuffix))
+}
+
+// chunkSeq reads a chunk's sequence number from its file name.
+func chunkSeq(name string) (seq uint64, ok bool) {
+	hex, ok := strings.CutPrefix(name, chunkPrefix)
+	if !ok {
+		return 0, false
+	}
+	hex, ok = strings.CutSuffix(hex, chunkSuffix)
+	if !ok || len(hex) != 16 {
+		return 0, false
+	}
+	seq, err := strconv.ParseUint(hex, 16, 64)
+	return seq, err == nil
+}

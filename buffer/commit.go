@@ -1,0 +1,254 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// commitLoop makes one commit after the other: whatever gathered while the last
+// one was written is the next, so that no timer is needed and an idle buffer
+// adds no latency.
+func (b *Buffer) commitLoop() {
+	defer close(b.completions)
+	for {
+		b.mu.Lock()
+		for b.next.entries == 0 && !b.closed && !b.rotate {
+			b.work.Wait()
+		}
+		if b.rotate {
+			b.rotate = false
+			b.mu.Unlock()
+			b.seal()
+			continue
+		}
+		if b.next.entries == 0 {
+			b.mu.Unlock()
+			return
+		}
+		g := b.next
+		b.next = b.newGroup()
+		b.current = g
+		b.room.Broadcast()
+		for g.copying > 0 {
+			b.work.Wait()
+		}
+		b.mu.Unlock()
+
+		g.err = b.commit(g)
+
+		b.mu.Lock()
+		b.current = nil
+		if g.err != nil {
+			b.stats.failedCommits++
+			b.stats.failedEntries += g.entries
+			b.fail(g.err)
+		} else {
+			b.stats.commits++
+			b.stats.entries += g.entries
+			b.stats.events += g.events
+			b.succeed()
+		}
+		b.mu.Unlock()
+		b.completions <- g
+	}
+}
+
+// completeLoop tells the waiters, apart from the committer, so that acks do not
+// delay the next commit.
+func (b *Buffer) completeLoop() {
+	for g := range b.completions {
+		for _, s := range g.segments {
+			b.segments.put(s)
+		}
+		for _, w := range g.waiters {
+			w.Done(g.err)
+		}
+	}
+}
+
+// commit writes the group to the active chunk and makes it durable. A failed
+// write is rolled back. A failed fdatasync is final for the chunk, since the
+// kernel may have dropped the pages: the group is written once more, to a new
+// chunk.
+func (b *Buffer) commit(g *group) error {
+	err := b.commitOnce(g)
+	var syncErr *syncError
+	if errors.As(err, &syncErr) {
+		b.log.Error("fdatasync failed: its chunk is closed, its entries are written again", zap.Error(err))
+		err = b.commitOnce(g)
+	}
+	return err
+}
+
+// syncError is a failed fdatasync.
+type syncError struct{ err error }
+
+func (e *syncError) Error() string { return e.err.Error() }
+func (e *syncError) Unwrap() error { return e.err }
+
+func (b *Buffer) commitOnce(g *group) error {
+	length := padded(g.size)
+	c, err := b.chunkFor(length)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	f := frame{magic: magicCommit, chunk: c.seq, number: c.frames, body: g.size - frameHead,
+		entries: g.entries, events: g.events, written: now()}
+	f.encode(g.segments[0])
+	if err := b.active.WriteBlocks(g.blocks(length), c.end); err != nil {
+		b.rollBack(c)
+		return fmt.Errorf("write %s: %w", chunkName(b.opt.Dir, c.seq), err)
+	}
+	if b.opt.Durability == Fsync {
+		if err := b.active.Datasync(); err != nil {
+			b.abandon(c)
+			return &syncError{fmt.Errorf("make %s durable: %w", chunkName(b.opt.Dir, c.seq), err)}
+		}
+	}
+	took := time.Since(start)
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.entries == 0 {
+		c.first = g.oldest
+	}
+	c.end += length
+	c.frames++
+	c.entries += g.entries
+	c.events += g.events
+	b.stats.observe(took)
+	b.stats.bytes += uint64(length)
+	b.measure()
+	for _, cur := range b.cursors {
+		cur.wake()
+	}
+	return nil
+}
+
+// blocks is the group's memory, padded with zeros to length bytes.
+func (g *group) blocks(length int64) [][]byte {
+	n := int((length + segmentSize - 1) / segmentSize)
+	last := n - 1
+	for i := g.size; i < length; {
+		s := g.segments[i/segmentSize]
+		from := i % segmentSize
+		to := min(segmentSize, from+length-i)
+		clear(s[from:to])
+		i += to - from
+	}
+	blocks := append([][]byte(nil), g.segments[:n]...)
+	blocks[last] = blocks[last][:length-int64(last)*segmentSize]
+	return blocks
+}
+
+// chunkFor returns the active chunk if it takes length bytes more, else a new
+// one.
+func (b *Buffer) chunkFor(length int64) (*chunk, error) {
+	b.mu.Lock()
+	var c *chunk
+	if b.active != nil {
+		c = b.chunks[len(b.chunks)-1]
+	}
+	seq := b.lastSeq + 1
+	b.mu.Unlock()
+	if c != nil {
+		if c.entries == 0 || c.end+length <= b.chunkLimit {
+			return c, nil
+		}
+		b.seal()
+	}
+	name := chunkName(b.opt.Dir, seq)
+	f, err := b.fs.Create(name)
+	if err != nil {
+		return nil, fmt.Errorf("new chunk: %w", err)
+	}
+	head := aligned()[:BlockSize]
+	frame{magic: magicHeader, chunk: seq, written: now()}.encode(head)
+	err = f.WriteBlocks([][]byte{head}, 0)
+	if err == nil && b.opt.Durability == Fsync {
+		err = errors.Join(f.Datasync(), b.fs.SyncDir(b.opt.Dir))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("new chunk %s: %w", name, err), f.Close(), b.fs.Remove(name))
+	}
+	c = &chunk{seq: seq, end: BlockSize, frames: 1, first: now()}
+	b.active = f
+	b.mu.Lock()
+	b.lastSeq = seq
+	b.chunks = append(b.chunks, c)
+	b.mu.Unlock()
+	return c, nil
+}
+
+// seal closes the active chunk with a footer, which spares recovery the walk
+// through it; a chunk without one is only slower to recover.
+func (b *Buffer) seal() {
+	if b.active == nil {
+		return
+	}
+	b.mu.Lock()
+	c := b.chunks[len(b.chunks)-1]
+	b.mu.Unlock()
+	foot := aligned()[:BlockSize]
+	frame{magic: magicFooter, chunk: c.seq, number: c.frames, entries: c.entries, events: c.events, written: now()}.encode(foot)
+	err := b.active.WriteBlocks([][]byte{foot}, c.end)
+	if err == nil && b.opt.Durability == Fsync {
+		err = b.active.Datasync()
+	}
+	if err != nil {
+		b.log.Warn("chunk closed without a footer", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
+	}
+	b.closeActive(c)
+}
+
+// rollBack cuts off what a failed write may have left, so that the chunk can go
+// on once there is space again.
+func (b *Buffer) rollBack(c *chunk) {
+	if err := b.active.Truncate(c.end); err != nil {
+		b.log.Error("failed write not rolled back: its chunk is closed", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
+		b.closeActive(c)
+	}
+}
+
+// abandon closes a chunk whose fdatasync failed at its last durable byte.
+func (b *Buffer) abandon(c *chunk) {
+	if err := b.active.Truncate(c.end); err != nil {
+		b.log.Warn("chunk not cut after a failed fdatasync", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
+	}
+	b.closeActive(c)
+}
+
+func (b *Buffer) closeActive(c *chunk) {
+	if err := b.active.Close(); err != nil {
+		b.log.Warn("chunk not closed", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
+	}
+	b.active = nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c.sealed = true
+	b.room.Broadcast() // who wants to drop it may go on
+	for _, cur := range b.cursors {
+		cur.wake()
+	}
+}
+
+// fail remembers why storing does not work. b.mu is held.
+func (b *Buffer) fail(err error) {
+	if b.stats.failing == nil {
+		b.stats.failingSince = time.Now()
+		b.log.Error("storing fails: entries are refused until it works again", zap.Error(err))
+	}
+	b.stats.failing = err
+}
+
+// succeed says so when storing works again. b.mu is held.
+func (b *Buffer) succeed() {
+	if b.stats.failing != nil {
+		b.log.Info("storing works again", zap.Duration("after", time.Since(b.stats.failingSince)))
+		b.stats.failing = nil
+	}
+}

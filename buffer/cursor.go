@@ -1,0 +1,319 @@
+package buffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.uber.org/zap"
+)
+
+// Cursor reads the entries in order for one output and remembers durably how
+// far that has come. It is for one goroutine.
+type Cursor struct {
+	b     *Buffer
+	name  string
+	log   *cursorLog
+	ready chan struct{} // something became durable, or a chunk was sealed
+
+	// The reader's own.
+	file    File
+	fileSeq uint64
+	arena   []byte
+	batch   *Batch // out, not yet committed
+	state   []byte
+
+	// Guarded by Buffer.mu.
+	pos       position
+	out       *position // where the batch that is out ends
+	recovered uint64
+	delivered uint64
+	dropped   map[string]uint64
+}
+
+// position is a place between two frames of a chunk, and how much of the chunk
+// lies before it.
+type position struct {
+	seq             uint64
+	off             int64
+	entries, events uint64
+}
+
+// Batch is entries that belong together: they are delivered and committed as
+// one. Its memory belongs to the cursor and is used again by the next Next.
+type Batch struct {
+	Entries []Entry
+	// Bytes is the length of the entries on disk, with padding.
+	Bytes int64
+	// Events is the number of events in Entries.
+	Events int
+	// damaged is events that could not be read.
+	damaged uint64
+	end     position
+}
+
+// Name returns the cursor's name.
+func (c *Cursor) Name() string { return c.name }
+
+// State returns what the last Commit or SaveState stored, nil if nothing was.
+func (c *Cursor) State() []byte { return c.state }
+
+// wake tells the reader that something changed.
+func (c *Cursor) wake() {
+	select {
+	case c.ready <- struct{}{}:
+	default:
+	}
+}
+
+// ahead is the position behind what was read. Buffer.mu is held.
+func (c *Cursor) ahead() position {
+	if c.out != nil {
+		return *c.out
+	}
+	return c.pos
+}
+
+// countDropped adds to the dropped events. Buffer.mu is held.
+func (c *Cursor) countDropped(cause string, events uint64) {
+	if events > 0 {
+		c.dropped[cause] += events
+	}
+}
+
+// Next waits for durable entries behind the cursor's position and returns as
+// many whole commits of them as maxBytes holds, at least one. The batch must be
+// committed or dropped before the next call. The error is ctx's, or that of
+// reading the disk.
+func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
+	if c.batch != nil {
+		return nil, errors.New("buffer: Next before the last batch is committed")
+	}
+	for {
+		from, end, ok := c.readable()
+		if !ok {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-c.ready:
+			}
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		batch, err := c.read(from, end, maxBytes)
+		if err != nil {
+			return nil, err
+		}
+		c.b.mu.Lock()
+		if len(batch.Entries) == 0 { // nothing but damage
+			c.pos = batch.end
+			c.countDropped(CauseDamaged, batch.damaged)
+			c.b.mu.Unlock()
+			continue
+		}
+		c.out = &batch.end
+		c.b.mu.Unlock()
+		c.batch = batch
+		return batch, nil
+	}
+}
+
+// readable moves the cursor over the ends of chunks and returns what is there
+// to read.
+func (c *Cursor) readable() (from position, end int64, ok bool) {
+	b := c.b
+	b.mu.Lock()
+	moved := false
+	defer func() {
+		b.mu.Unlock()
+		if moved {
+			b.removePassed()
+		}
+	}()
+	for {
+		ch := b.find(c.pos.seq)
+		if ch != nil && c.pos.off < ch.end {
+			return c.pos, ch.end, true
+		}
+		if ch != nil {
+			if !ch.sealed {
+				return position{}, 0, false
+			}
+			if lost := ch.events - min(ch.events, c.pos.events); lost > 0 {
+				c.countDropped(CauseDamaged, lost)
+				c.pos.events = ch.events
+			}
+		}
+		next := b.after(c.pos.seq)
+		if next == nil {
+			return position{}, 0, false
+		}
+		c.pos = position{seq: next.seq, off: BlockSize}
+		moved = true
+	}
+}
+
+// read reads whole frames from the position, as many as maxBytes holds.
+func (c *Cursor) read(from position, end int64, maxBytes int) (*Batch, error) {
+	if c.file == nil || c.fileSeq != from.seq {
+		if err := c.closeFile(); err != nil {
+			return nil, err
+		}
+		f, err := c.b.fs.Open(chunkName(c.b.opt.Dir, from.seq))
+		if err != nil {
+			return nil, fmt.Errorf("read the buffer: %w", err)
+		}
+		c.file, c.fileSeq = f, from.seq
+	}
+	want := min(end-from.off, max(int64(maxBytes), BlockSize))
+	for {
+		if int64(cap(c.arena)) < want {
+			c.arena = make([]byte, want)
+		}
+		p := c.arena[:want]
+		if _, err := c.file.ReadAt(p, from.off); err != nil {
+			return nil, fmt.Errorf("read %s at %d: %w", chunkName(c.b.opt.Dir, from.seq), from.off, err)
+		}
+		batch, more := c.parse(p, from, end)
+		if more == 0 {
+			return batch, nil
+		}
+		want = more // the first frame alone is longer
+	}
+}
+
+// parse takes whole frames off p, which begins at position from of a chunk that
+// ends at end. If not even the first one is whole, more is its length.
+func (c *Cursor) parse(p []byte, from position, end int64) (batch *Batch, more int64) {
+	batch = &Batch{end: from}
+	n := int64(0)
+	for n < int64(len(p)) {
+		f, err := decodeFrame(p[n:], from.seq)
+		if err == nil && (f.magic != magicCommit || f.length() > end-from.off-n) {
+			err = errFrame
+		}
+		if err != nil {
+			n = c.resync(p, n, from, err)
+			continue
+		}
+		if n+f.length() > int64(len(p)) {
+			if n == 0 {
+				return nil, f.length()
+			}
+			break
+		}
+		c.entries(batch, p[n+frameHead:n+frameHead+f.body], f, from, n)
+		n += f.length()
+		batch.end.entries += f.entries
+		batch.end.events += f.events
+	}
+	batch.end.off += n
+	batch.Bytes = n
+	return batch, 0
+}
+
+// entries decodes the body of a commit; what cannot be read is counted.
+func (c *Cursor) entries(batch *Batch, body []byte, f frame, from position, n int64) {
+	read := uint64(0)
+	for len(body) > 0 {
+		e, size, err := decodeEntry(body)
+		if err != nil {
+			c.foundDamage(from.seq, from.off+n, err)
+			if errors.Is(err, errEntryHead) {
+				break
+			}
+		} else {
+			batch.Entries = append(batch.Entries, e)
+			batch.Events += e.Events
+			read += uint64(e.Events)
+		}
+		body = body[size:]
+	}
+	batch.damaged += f.events - min(f.events, read)
+}
+
+// resync finds the next frame after damage at p[n]; frames begin on blocks.
+func (c *Cursor) resync(p []byte, n int64, from position, cause error) int64 {
+	c.foundDamage(from.seq, from.off+n, cause)
+	for n += BlockSize; n < int64(len(p)); n += BlockSize {
+		if f, err := decodeFrame(p[n:], from.seq); err == nil && f.magic == magicCommit {
+			break
+		}
+	}
+	return min(n, int64(len(p)))
+}
+
+// foundDamage marks the chunk, so that it is kept, and logs the first find.
+func (c *Cursor) foundDamage(seq uint64, off int64, cause error) {
+	c.b.mu.Lock()
+	ch := c.b.find(seq)
+	known := ch == nil || ch.damaged
+	if ch != nil {
+		ch.damaged = true
+		if !ch.sealed { // write no more to it
+			c.b.rotate = true
+			c.b.work.Signal()
+		}
+	}
+	c.b.mu.Unlock()
+	if !known {
+		c.b.log.Error("chunk is damaged: what is readable in it is delivered", zap.String("file", chunkName(c.b.opt.Dir, seq)), zap.Int64("offset", off), zap.Error(cause))
+	}
+}
+
+// Commit makes the position behind the batch and the output's state durable,
+// both or neither, and counts the batch as delivered.
+func (c *Cursor) Commit(batch *Batch, state []byte) error {
+	return c.pass(batch, state, func() { c.delivered += uint64(batch.Events) })
+}
+
+// Drop is Commit for a batch that was given up: its events count as dropped by
+// that cause.
+func (c *Cursor) Drop(batch *Batch, cause string, state []byte) error {
+	return c.pass(batch, state, func() { c.countDropped(cause, uint64(batch.Events)) })
+}
+
+func (c *Cursor) pass(batch *Batch, state []byte, count func()) error {
+	if batch == nil || batch != c.batch {
+		return errors.New("buffer: the batch is not the cursor's last one")
+	}
+	if err := c.log.save(batch.end, state); err != nil {
+		return err
+	}
+	c.state = state
+	c.batch = nil
+	c.b.mu.Lock()
+	c.out = nil
+	c.pos = batch.end
+	c.countDropped(CauseDamaged, batch.damaged)
+	count()
+	c.b.measure()
+	c.b.mu.Unlock()
+	c.b.removePassed()
+	return nil
+}
+
+// SaveState makes the output's state durable and leaves the position.
+func (c *Cursor) SaveState(state []byte) error {
+	c.b.mu.Lock()
+	pos := c.pos
+	c.b.mu.Unlock()
+	if err := c.log.save(pos, state); err != nil {
+		return err
+	}
+	c.state = state
+	return nil
+}
+
+func (c *Cursor) closeFile() error {
+	if c.file == nil {
+		return nil
+	}
+	err := c.file.Close()
+	c.file = nil
+	return err
+}
+
+func (c *Cursor) close() error { return errors.Join(c.closeFile(), c.log.close()) }

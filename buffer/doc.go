@@ -1,0 +1,24 @@
+// Package buffer keeps log messages on disk until every output has delivered
+// them.
+//
+// Guarantees:
+//
+//   - Waiter.Done(nil) comes only after the entry is on stable storage:
+//     fdatasync(2) has returned (with Durability Fsync).
+//   - An entry is stored whole or not at all; a crash or power cut at any point
+//     loses no entry that was reported durable.
+//   - A commit never rewrites a block that holds earlier data: it begins on a
+//     multiple of BlockSize and is padded to one.
+//   - A cursor's position and its output's state are saved as one.
+//   - Every entry carries checksums. What a damaged chunk still holds is
+//     delivered, the events lost are counted, the file is kept as .damaged.
+//
+// Limits: TotalLimit undelivered bytes, with the action of Options.Overflow
+// beyond it; 4 MiB gathered for the next commit, then Append waits; an entry of
+// up to 4 GiB. Descriptors: one for writing and one for each cursor, however
+// much data waits.
+//
+// Assumptions: the file system keeps what fdatasync has acknowledged; a write
+// changes no other blocks than its own; one process uses a directory (a lock
+// sees to it).
+package buffer

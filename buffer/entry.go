@@ -1,0 +1,129 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"time"
+)
+
+// Flags describe an entry's payload.
+type Flags uint16
+
+// The flags.
+const (
+	// FlagGzip and FlagZstd: the payload is compressed.
+	FlagGzip Flags = 1 << iota
+	FlagZstd
+)
+
+// Entry is one message as stored.
+type Entry struct {
+	// Tag and ChunkID are opaque bytes of at most 65535 each.
+	Tag, ChunkID []byte
+	// Received is when the message came.
+	Received time.Time
+	// Events is how many events the payload holds.
+	Events int
+	Flags  Flags
+	// Payload is the event stream in pieces, at most 4 GiB - 1 in all. An entry
+	// that was read has one piece.
+	Payload [][]byte
+}
+
+// An entry on disk; integers are little-endian:
+//
+//	 0  u32  CRC-32C of bytes 4 to 31, tag and chunk id
+//	 4  u32  CRC-32C of the payload
+//	 8  u32  length of the payload
+//	12  u16  length of the tag
+//	14  u16  length of the chunk id
+//	16  u32  number of events
+//	20  u16  flags
+//	22  u16  0
+//	24  i64  received, nanoseconds since 1970 UTC
+//	32       tag, chunk id, payload
+//
+// The head has its own checksum, so that a damaged payload loses one entry and
+// not those behind it.
+const entryHead = 32
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var (
+	errEntryHead    = errors.New("the head of an entry is damaged")
+	errEntryPayload = errors.New("the payload of an entry is damaged")
+)
+
+// size is the entry's length on disk, or an error if it does not fit the format.
+func (e *Entry) size() (int64, error) {
+	payload := int64(0)
+	for _, p := range e.Payload {
+		payload += int64(len(p))
+	}
+	if payload > math.MaxUint32 || len(e.Tag) > math.MaxUint16 || len(e.ChunkID) > math.MaxUint16 || e.Events < 0 || e.Events > math.MaxUint32 {
+		return 0, fmt.Errorf("buffer: entry too large: payload %d, tag %d, chunk id %d bytes, %d events", payload, len(e.Tag), len(e.ChunkID), e.Events)
+	}
+	return entryHead + int64(len(e.Tag)+len(e.ChunkID)) + payload, nil
+}
+
+// encode writes the entry through w, which has exactly its size.
+func (e *Entry) encode(w *segmentWriter) {
+	var head [entryHead]byte
+	h := head[:]
+	payload, crc := 0, uint32(0)
+	for _, p := range e.Payload {
+		payload += len(p)
+		crc = crc32.Update(crc, castagnoli, p)
+	}
+	le := binary.LittleEndian
+	le.PutUint32(h[4:], crc)
+	le.PutUint32(h[8:], uint32(payload))
+	le.PutUint16(h[12:], uint16(len(e.Tag)))
+	le.PutUint16(h[14:], uint16(len(e.ChunkID)))
+	le.PutUint32(h[16:], uint32(e.Events))
+	le.PutUint16(h[20:], uint16(e.Flags))
+	le.PutUint64(h[24:], uint64(e.Received.UnixNano()))
+	crc = crc32.Update(0, castagnoli, h[4:])
+	crc = crc32.Update(crc, castagnoli, e.Tag)
+	crc = crc32.Update(crc, castagnoli, e.ChunkID)
+	le.PutUint32(h, crc)
+	w.write(h)
+	w.write(e.Tag)
+	w.write(e.ChunkID)
+	for _, p := range e.Payload {
+		w.write(p)
+	}
+}
+
+// decodeEntry reads the entry at the start of p, without copying. With
+// errEntryPayload, n and the entry's head are valid all the same.
+func decodeEntry(p []byte) (e Entry, n int, err error) {
+	if len(p) < entryHead {
+		return e, 0, errEntryHead
+	}
+	le := binary.LittleEndian
+	payload := int64(le.Uint32(p[8:]))
+	tag, id := int64(le.Uint16(p[12:])), int64(le.Uint16(p[14:]))
+	if entryHead+tag+id+payload > int64(len(p)) {
+		return e, 0, errEntryHead
+	}
+	meta := p[entryHead : entryHead+tag+id]
+	crc := crc32.Update(0, castagnoli, p[4:entryHead])
+	if crc32.Update(crc, castagnoli, meta) != le.Uint32(p) {
+		return e, 0, errEntryHead
+	}
+	e.Tag, e.ChunkID = meta[:tag:tag], meta[tag:]
+	e.Events = int(le.Uint32(p[16:]))
+	e.Flags = Flags(le.Uint16(p[20:]))
+	e.Received = time.Unix(0, int64(le.Uint64(p[24:])))
+	body := p[entryHead+tag+id:][:payload:payload]
+	n = int(entryHead + tag + id + payload)
+	if crc32.Checksum(body, castagnoli) != le.Uint32(p[4:]) {
+		return e, n, errEntryPayload
+	}
+	e.Payload = [][]byte{body}
+	return e, n, nil
+}

@@ -1,0 +1,194 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// FS is what a Buffer needs of a file system. Names are paths as given to the
+// operating system. Tests put an implementation in its place that fails or
+// loses power.
+type FS interface {
+	// MkdirAll is os.MkdirAll.
+	MkdirAll(dir string) error
+	// ReadDir lists the names in dir in order.
+	ReadDir(dir string) ([]string, error)
+	// Create makes a new file for reading and writing; it must not exist.
+	Create(name string) (File, error)
+	// Open opens a file for reading and writing.
+	Open(name string) (File, error)
+	// Rename and Remove are durable after SyncDir of their directory.
+	Rename(from, to string) error
+	Remove(name string) error
+	SyncDir(dir string) error
+	// Lock takes an exclusive lock that ends with the process; it does not wait.
+	Lock(name string) (io.Closer, error)
+}
+
+// File is an open file of an FS.
+type File interface {
+	io.ReaderAt
+	io.Closer
+	// WriteBlocks writes the blocks one after the other from offset off
+	// (pwritev(2)). Blocks and offset are aligned to BlockSize.
+	WriteBlocks(blocks [][]byte, off int64) error
+	// WriteAt writes p at off.
+	WriteAt(p []byte, off int64) (int, error)
+	// Datasync makes what was written durable (fdatasync(2)).
+	Datasync() error
+	Truncate(size int64) error
+	Size() (int64, error)
+}
+
+// osFS is the operating system's file system.
+type osFS struct{}
+
+const (
+	dirMode  = 0o750
+	fileMode = 0o640
+)
+
+func (osFS) MkdirAll(dir string) error { return os.MkdirAll(dir, dirMode) }
+
+func (osFS) ReadDir(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, err
+}
+
+func (osFS) Create(name string) (File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (osFS) Open(name string) (File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (osFS) Rename(from, to string) error { return os.Rename(from, to) }
+func (osFS) Remove(name string) error     { return os.Remove(name) }
+
+func (osFS) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Lock writes the process id into the file, so that who finds it locked can be
+// told by whom.
+func (osFS) Lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, fileMode)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &os.PathError{Op: "flock", Path: name, Err: err}
+		}
+		holder := make([]byte, 20)
+		n, _ := f.ReadAt(holder, 0)
+		return nil, &LockedError{Dir: filepath.Dir(name), PID: strings.TrimSpace(string(holder[:n]))}
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// LockedError says that another process uses a buffer directory.
+type LockedError struct {
+	Dir string
+	PID string // as the holder wrote it, may be empty
+}
+
+// Error names the holder and what to do.
+func (e *LockedError) Error() string {
+	who := "another process"
+	if e.PID != "" {
+		who = "process " + e.PID
+	}
+	return fmt.Sprintf("buffer directory %s is in use by %s; stop that one, or give this match a buffer path of its own", e.Dir, who)
+}
+
+type osFile struct{ *os.File }
+
+func (f osFile) Size() (int64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+func (f osFile) Datasync() error {
+	for {
+		err := unix.Fdatasync(int(f.Fd()))
+		if err == nil {
+			return nil
+		}
+		if err != unix.EINTR {
+			return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+		}
+	}
+}
+
+// maxIovecs is what one pwritev(2) takes (UIO_MAXIOV is 1024).
+const maxIovecs = 512
+
+func (f osFile) WriteBlocks(blocks [][]byte, off int64) error {
+	for len(blocks) > 0 {
+		batch := blocks[:min(len(blocks), maxIovecs)]
+		n, err := unix.Pwritev(int(f.Fd()), batch, off)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &os.PathError{Op: "pwritev", Path: f.Name(), Err: err}
+		}
+		if n == 0 {
+			return &os.PathError{Op: "pwritev", Path: f.Name(), Err: io.ErrShortWrite}
+		}
+		off += int64(n)
+		blocks = advance(blocks, n)
+	}
+	return nil
+}
+
+// advance drops the first n bytes of blocks, without changing what its caller
+// holds.
+func advance(blocks [][]byte, n int) [][]byte {
+	for len(blocks) > 0 && n >= len(blocks[0]) {
+		n -= len(blocks[0])
+		blocks = blocks[1:]
+	}
+	if n == 0 {
+		return blocks
+	}
+	rest := append([][]byte(nil), blocks...)
+	rest[0] = rest[0][n:]
+	return rest
+}

@@ -1,0 +1,167 @@
+package buffer
+
+import (
+	"maps"
+	"time"
+)
+
+// Causes under which cursors count dropped events.
+const (
+	// CauseOverflow: drop_oldest_chunk made room.
+	CauseOverflow = "overflow"
+	// CauseDamaged: the disk gave back other bytes than were written.
+	CauseDamaged = "damaged"
+)
+
+// commitBounds are the upper bounds of the commit latency's buckets.
+var commitBounds = [...]time.Duration{
+	50 * time.Microsecond, 100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
+	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond,
+	25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond,
+	500 * time.Millisecond, time.Second, 2500 * time.Millisecond, 5 * time.Second,
+}
+
+// counters are a Buffer's figures, guarded by its mutex.
+type counters struct {
+	commits, failedCommits uint64
+	entries, failedEntries uint64
+	events, bytes          uint64
+	droppedChunks          uint64
+	peakBacklog            int64
+	peakPending            int64
+	latency                [len(commitBounds) + 1]uint64
+	latencySum             time.Duration
+	failing                error
+	failingSince           time.Time
+}
+
+func (c *counters) observe(d time.Duration) {
+	i := 0
+	for i < len(commitBounds) && d > commitBounds[i] {
+		i++
+	}
+	c.latency[i]++
+	c.latencySum += d
+}
+
+// Stats is one reading of a Buffer's figures. Counters count since Open.
+type Stats struct {
+	// Backlog is the undelivered bytes of the slowest cursor, with padding, as
+	// total_limit_size counts them; Limit is that parameter.
+	Backlog, PeakBacklog, Limit int64
+	Chunks                      int
+	// Pending is the bytes taken by Append that are not durable yet.
+	Pending, PeakPending int64
+	PendingEntries       uint64
+	// PendingAge is how long the oldest of them has waited.
+	PendingAge time.Duration
+	// OldestAge is the age of the oldest undelivered chunk's first entry.
+	OldestAge time.Duration
+	// Commits that succeeded and failed, the entries and events of the former
+	// and the entries of the latter.
+	Commits, FailedCommits       uint64
+	Entries, Events, Bytes       uint64
+	FailedEntries, DroppedChunks uint64
+	// Latency is the time of write and fdatasync.
+	Latency Latency
+	// Failing is why storing does not work at the moment, and since when; nil if
+	// it works.
+	Failing      error
+	FailingSince time.Time
+	Cursors      []CursorStats
+}
+
+// Latency is a histogram: Counts[i] observations took at most Bounds[i].
+type Latency struct {
+	Bounds []time.Duration
+	Counts []uint64 // cumulative
+	Count  uint64
+	Sum    time.Duration
+}
+
+// Remaining is what a cursor has still to deliver.
+type Remaining struct {
+	Bytes           int64
+	Entries, Events uint64
+	Chunks          int
+}
+
+// CursorStats are one cursor's figures. At every quiet moment
+// Recovered + appended events = Delivered + Remaining + Dropped.
+type CursorStats struct {
+	Name      string
+	Remaining Remaining
+	// Recovered is the events that remained when the buffer was opened.
+	Recovered uint64
+	// Delivered counts events of committed batches.
+	Delivered uint64
+	// Dropped counts events by cause.
+	Dropped map[string]uint64
+}
+
+// Stats reads the buffer's figures. It is cheap and may be called at any time.
+func (b *Buffer) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := &b.stats
+	s := Stats{
+		Backlog: b.backlog, PeakBacklog: c.peakBacklog, Limit: b.opt.TotalLimit, Chunks: len(b.chunks),
+		Pending: b.pending(), PeakPending: c.peakPending,
+		Commits: c.commits, FailedCommits: c.failedCommits,
+		Entries: c.entries, Events: c.events, Bytes: c.bytes,
+		FailedEntries: c.failedEntries, DroppedChunks: c.droppedChunks,
+		Failing: c.failing, FailingSince: c.failingSince,
+	}
+	for _, g := range []*group{b.next, b.current} {
+		if g != nil && g.entries > 0 {
+			s.PendingEntries += g.entries
+			s.PendingAge = max(s.PendingAge, time.Since(g.oldest))
+		}
+	}
+	l := &s.Latency
+	for i, bound := range commitBounds {
+		l.Count += c.latency[i]
+		l.Bounds = append(l.Bounds, bound)
+		l.Counts = append(l.Counts, l.Count)
+	}
+	l.Count += c.latency[len(commitBounds)]
+	l.Sum = c.latencySum
+	for _, cur := range b.cursors {
+		r := b.remaining(cur)
+		if r.Events > 0 {
+			first := b.find(cur.pos.seq)
+			if first == nil || cur.pos.off >= first.end {
+				first = b.after(cur.pos.seq)
+			}
+			if first != nil {
+				s.OldestAge = max(s.OldestAge, time.Since(first.first))
+			}
+		}
+		s.Cursors = append(s.Cursors, CursorStats{
+			Name: cur.name, Remaining: r, Recovered: cur.recovered, Delivered: cur.delivered, Dropped: maps.Clone(cur.dropped),
+		})
+	}
+	return s
+}
+
+// remaining adds up what the cursor has not committed. b.mu is held.
+func (b *Buffer) remaining(cur *Cursor) (r Remaining) {
+	for _, c := range b.chunks {
+		if c.seq < cur.pos.seq {
+			continue
+		}
+		bytes, entries, events := c.end-BlockSize, c.entries, c.events
+		if c.seq == cur.pos.seq {
+			bytes = c.end - cur.pos.off
+			entries -= min(entries, cur.pos.entries)
+			events -= min(events, cur.pos.events)
+		}
+		r.Bytes += bytes
+		r.Entries += entries
+		r.Events += events
+		if bytes > 0 {
+			r.Chunks++
+		}
+	}
+	return r
+}
