@@ -317,3 +317,10 @@ func (c *Cursor) closeFile() error {
 }
 
 func (c *Cursor) close() error { return errors.Join(c.closeFile(), c.log.close()) }
+
+// Remaining is what the cursor has not committed.
+func (c *Cursor) Remaining() Remaining {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	return c.b.remaining(c)
+}

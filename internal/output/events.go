@@ -1,0 +1,119 @@
+package output
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
+	"weir/buffer"
+	"weir/forward"
+)
+
+// windowSize is how much of a compressed payload is decompressed at a time; it
+// grows for an event that is larger.
+const windowSize = 256 << 10
+
+// eventReader goes through the events of entries, decompressing as it goes. It
+// is for one goroutine; its memory is used again.
+type eventReader struct {
+	src    bytes.Reader
+	gzip   *gzip.Reader
+	zstd   *zstd.Decoder
+	window []byte
+}
+
+// eventFunc takes one event: p begins with its record, at most the rest of the
+// window follows. It returns the record's length.
+type eventFunc func(ev forward.Event, p []byte) (n int, err error)
+
+// each calls f for every event of the entry in order. An event without a time
+// has that of the message's receipt.
+func (r *eventReader) each(e *buffer.Entry, f eventFunc) error {
+	payload := e.Payload[0]
+	if e.Flags&(buffer.FlagGzip|buffer.FlagZstd) == 0 {
+		_, err := walk(payload, e.Received, true, f)
+		return err
+	}
+	in, err := r.open(e)
+	if err != nil {
+		return err
+	}
+	if r.window == nil {
+		r.window = make([]byte, windowSize)
+	}
+	have, eof := 0, false
+	for {
+		for have < len(r.window) && !eof {
+			n, err := in.Read(r.window[have:])
+			have += n
+			if err == io.EOF {
+				eof = true
+			} else if err != nil {
+				return err
+			}
+		}
+		used, err := walk(r.window[:have], e.Received, eof, f)
+		if err != nil {
+			return err
+		}
+		if eof {
+			return nil
+		}
+		if used == 0 {
+			r.window = append(r.window, make([]byte, len(r.window))...)
+			continue
+		}
+		have = copy(r.window, r.window[used:have])
+	}
+}
+
+// open returns the decompressed payload.
+func (r *eventReader) open(e *buffer.Entry) (io.Reader, error) {
+	r.src.Reset(e.Payload[0])
+	var err error
+	if e.Flags&buffer.FlagZstd != 0 {
+		if r.zstd == nil {
+			r.zstd, err = zstd.NewReader(&r.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+		} else {
+			err = r.zstd.Reset(&r.src)
+		}
+		return r.zstd, err
+	}
+	if r.gzip == nil {
+		r.gzip, err = gzip.NewReader(&r.src)
+	} else {
+		err = r.gzip.Reset(&r.src)
+	}
+	return r.gzip, err
+}
+
+// walk calls f for the events of p and returns how many bytes they take. Unless
+// last, p may end in the middle of one, which is left.
+func walk(p []byte, received time.Time, last bool, f eventFunc) (used int, err error) {
+	for used < len(p) {
+		q := p[used:]
+		if !last {
+			// f must not see half an event.
+			if _, _, err := forward.NextEvent(q); err != nil {
+				return used, nil
+			}
+		}
+		ev, record, err := forward.ParseEventHead(q)
+		if err != nil {
+			return used, err
+		}
+		if ev.Sec == 0 && ev.Nsec == 0 {
+			ev.Sec, ev.Nsec = received.Unix(), int32(received.Nanosecond())
+		}
+		n, err := f(ev, q[record:])
+		if err != nil {
+			return used, fmt.Errorf("event at byte %d: %w", used, err)
+		}
+		used += record + n
+	}
+	return used, nil
+}
