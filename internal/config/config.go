@@ -473,6 +473,9 @@ func (b *builder) output(n *node, id string) *Output {
 			DirMode: os.FileMode(n.num("dir_permission")), FileMode: os.FileMode(n.num("file_permission")),
 			Timekey: buf.duration("timekey"), Zone: zone(n),
 		}
+		if !buf.isSet("timekey") && slicedByTime(buf.arg) {
+			o.File.Timekey = defaultTimekey
+		}
 		if buf.boolean("timekey_use_utc") {
 			o.File.Zone.UTC = true
 		}
@@ -484,6 +487,16 @@ func (b *builder) output(n *node, id string) *Output {
 		o.Secondary = b.output(sec, id+".secondary")
 	}
 	return o
+}
+
+// defaultTimekey is that of fluentd's out_file.
+const defaultTimekey = 24 * time.Hour
+
+// slicedByTime reports whether the chunk keys of a <buffer> ask for files by
+// time, as out_file does without any.
+func slicedByTime(keys string) bool {
+	fields := strings.FieldsFunc(keys, func(r rune) bool { return strings.ContainsRune(" ,[]\"", r) })
+	return len(fields) == 0 || slices.Contains(fields, "time")
 }
 
 func retryOf(n *node) Retry {

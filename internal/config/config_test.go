@@ -213,6 +213,22 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// TestTimekey: files are sliced by day unless the chunk keys say otherwise.
+func TestTimekey(t *testing.T) {
+	for _, c := range []struct {
+		buffer string
+		want   time.Duration
+	}{
+		{"", 24 * time.Hour}, {"<buffer>\n</buffer>", 24 * time.Hour}, {"<buffer tag>\n</buffer>", 0},
+		{"<buffer tag, time>\n</buffer>", 24 * time.Hour}, {"<buffer time>\ntimekey 1h\n</buffer>", time.Hour},
+	} {
+		got := parse(t, strings.Replace(minimal, "@type null", "@type file\npath x\n"+c.buffer, 1)).Routes[""][0].Outputs[0].File.Timekey
+		if got != c.want {
+			t.Errorf("%q: timekey %v, want %v", c.buffer, got, c.want)
+		}
+	}
+}
+
 func TestInclude(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {

@@ -1,0 +1,459 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"weir/forward"
+	"weir/internal/config"
+	"weir/internal/status"
+	"weir/netopt"
+)
+
+type runOptions struct {
+	configPath     string
+	stdout, stderr io.Writer
+}
+
+// source is a <source> at work.
+type source struct {
+	config    *config.Source
+	server    *forward.Server
+	route     *route
+	listeners []*netopt.Listener
+	packets   []net.PacketConn // for UDP heartbeats
+}
+
+// server is the whole of weir at work.
+type server struct {
+	log     *zap.Logger
+	level   zap.AtomicLevel
+	started time.Time
+
+	mu     sync.Mutex // guards config, which a reload replaces, and peaks
+	config *config.Config
+	peaks  map[string]samplePeak // by listener
+
+	matches []*match
+	routes  map[string]*route // by label
+	sources []*source
+	http    *status.Server
+
+	serving sync.WaitGroup
+	failed  chan error // a part that ended by itself
+}
+
+// run runs weir until a signal or a failure ends it.
+func run(ctx context.Context, o runOptions) error {
+	c, err := loadConfig(o.configPath)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	s := &server{config: c, level: zap.NewAtomicLevelAt(zapLevel(c.LogLevel)), started: time.Now(), routes: map[string]*route{}, failed: make(chan error, 1)}
+	s.log = newLogger(o.stderr, s.level)
+	for _, w := range c.Warnings {
+		s.log.Warn("configuration", zap.String("warning", w))
+	}
+	for _, path := range orphans(c) {
+		s.log.Warn("buffer of a match that is no longer configured: what is in it waits for ever", zap.String("path", path))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := s.open(ctx, o.stdout); err != nil {
+		return errors.Join(err, s.closeMatches(ctx))
+	}
+	if err := s.listen(ctx); err != nil {
+		s.closeSources()
+		return errors.Join(err, s.closeMatches(ctx))
+	}
+	s.serve(ctx)
+	s.serving.Go(func() { watchdog(ctx, s.log, func() { s.snapshot() }) })
+	notify(s.log, daemon.SdNotifyReady)
+	err = s.wait(ctx, signals, o.configPath)
+	stopErr := s.stop(ctx, signals)
+	cancel()
+	s.serving.Wait()
+	return errors.Join(err, stopErr)
+}
+
+// open opens buffers and outputs.
+func (s *server) open(ctx context.Context, stdout io.Writer) error {
+	byConfig := map[*config.Match]*match{}
+	for _, c := range allMatches(s.config) {
+		m, err := openMatch(ctx, c, stdout, s.log)
+		if err != nil {
+			return err
+		}
+		s.matches = append(s.matches, m)
+		byConfig[c] = m
+		st := m.buffer.Stats()
+		for _, cur := range st.Cursors {
+			if cur.Recovered > 0 {
+				s.log.Info("undelivered events found in the buffer", zap.String("buffer", c.Buffer.Path), zap.String("cursor", cur.Name), zap.Uint64("events", cur.Recovered))
+			}
+		}
+	}
+	for label, matches := range s.config.Routes {
+		router, err := config.NewRouter(matches)
+		if err != nil {
+			return err
+		}
+		s.routes[label] = &route{router: router, matches: byConfig, log: s.log}
+	}
+	return nil
+}
+
+// listen makes all sockets, or none.
+func (s *server) listen(ctx context.Context) error {
+	inherited := activation.Files(true)
+	for _, c := range s.config.Sources {
+		src := &source{config: c, route: s.routes[c.Label]}
+		s.sources = append(s.sources, src)
+		fc := forward.Config{
+			Handler: src.route, Log: s.log.With(zap.String("source", c.ID)), Memory: c.MemoryLimit, MaxConnections: c.MaxConnections,
+			MessageSizeLimit: c.ChunkSizeLimit, MessageSizeWarn: c.ChunkSizeWarn, DecompressionSizeLimit: c.DecompressionSizeLimit,
+			HandshakeTimeout: c.HandshakeTimeout, IdleTimeout: c.IdleTimeout, DenyKeepalive: c.DenyKeepalive,
+		}
+		if sec := c.Security; sec != nil {
+			fc.Security = &forward.Security{SelfHostname: sec.SelfHostname, SharedKey: string(sec.SharedKey), UserAuth: sec.UserAuth, Users: map[string]string{}}
+			for name, password := range sec.Users {
+				fc.Security.Users[name] = string(password)
+			}
+		}
+		var err error
+		if src.server, err = forward.NewServer(fc); err != nil {
+			return err
+		}
+		if inherited, err = src.listen(ctx, inherited); err != nil {
+			return err
+		}
+		for _, l := range src.listeners {
+			s.logListener(l)
+		}
+	}
+	if len(inherited) > 0 {
+		return fmt.Errorf("systemd passed the socket %s, and no <source> has its address; make bind and port those of the socket unit", socketAddress(inherited[0]))
+	}
+	return s.listenStatus(ctx)
+}
+
+// listen opens the source's sockets, first those that systemd passed; it
+// returns what is left of these.
+func (src *source) listen(ctx context.Context, inherited []*os.File) (rest []*os.File, err error) {
+	c := netopt.Config{Backlog: src.config.Backlog, AllowShort: src.config.AllowShortBacklog, NoKeepAlive: !src.config.SendKeepalive}
+	for _, address := range src.config.Addresses {
+		path, isUnix := strings.CutPrefix(address, "unix:")
+		if isUnix {
+			address = path
+		}
+		var l *netopt.Listener
+		var pc net.PacketConn
+		for i := 0; i < len(inherited); i++ {
+			f := inherited[i]
+			if !sameAddress(socketAddress(f), address) {
+				continue
+			}
+			if datagram(f) {
+				pc, err = net.FilePacketConn(f)
+				f.Close()
+			} else {
+				l, err = netopt.FromFile(f, c)
+			}
+			if err != nil {
+				return nil, err
+			}
+			inherited = append(inherited[:i:i], inherited[i+1:]...)
+			i--
+		}
+		if l == nil {
+			network := "tcp"
+			if isUnix {
+				network = "unix"
+			}
+			if l, err = netopt.Listen(ctx, network, address, c); err != nil {
+				return nil, err
+			}
+		}
+		src.listeners = append(src.listeners, l)
+		if pc == nil && !isUnix {
+			// Port 0 is chosen by the kernel: heartbeats go where messages go.
+			if pc, err = netopt.ListenPacket(ctx, l.Addr().String()); err != nil {
+				return nil, err
+			}
+		}
+		if pc != nil {
+			src.packets = append(src.packets, pc)
+		}
+	}
+	return inherited, nil
+}
+
+// listenStatus makes the status endpoint's socket.
+func (s *server) listenStatus(ctx context.Context) error {
+	address := s.config.Monitor.Address()
+	l, err := netopt.Listen(ctx, "tcp", address, netopt.Config{})
+	if err != nil {
+		return fmt.Errorf("status endpoint (monitor_agent): %w", err)
+	}
+	s.http = status.NewServer(s.snapshot, s.log)
+	s.log.Info("status endpoint", zap.String("url", "http://"+l.Addr().String()))
+	s.serving.Go(func() { s.fail(s.http.Serve(l)) })
+	return nil
+}
+
+// logListener says what the kernel made of the listener.
+func (s *server) logListener(l *netopt.Listener) {
+	asked, granted := l.Backlog()
+	fields := []zap.Field{zap.Stringer("address", l.Addr()), zap.Int("backlog_asked", asked), zap.Int("backlog_granted", granted)}
+	if m := l.Mismatch(); m != nil {
+		s.log.Warn("listening with a smaller backlog than asked for: connections may be dropped in a burst",
+			append(fields, zap.String("limited_by", m.Sysctl), zap.String("mend", m.Mend()))...)
+		return
+	}
+	s.log.Info("listening", fields...)
+}
+
+// serve starts everything that works by itself.
+func (s *server) serve(ctx context.Context) {
+	for _, m := range s.matches {
+		run, cancel := context.WithCancel(ctx)
+		m.cancel = cancel
+		for _, r := range m.runners {
+			m.running.Go(func() { s.fail(r.Run(run)) })
+		}
+	}
+	for _, src := range s.sources {
+		for _, l := range src.listeners {
+			var nl net.Listener = l
+			if src.config.Linger >= 0 {
+				nl = lingering{l, src.config.Linger}
+			}
+			s.serving.Go(func() { s.fail(src.server.Serve(nl)) })
+		}
+		for _, pc := range src.packets {
+			s.serving.Go(func() { s.fail(src.server.ServeUDP(pc)) })
+		}
+	}
+}
+
+// fail ends weir because a part of it ended with an error.
+func (s *server) fail(err error) {
+	if err == nil {
+		return
+	}
+	select {
+	case s.failed <- err:
+	default:
+	}
+}
+
+// wait acts on signals until one of them, or a failure, ends weir.
+func (s *server) wait(ctx context.Context, signals <-chan os.Signal, configPath string) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-s.failed:
+			return err
+		case sig := <-signals:
+			if sig != syscall.SIGHUP {
+				s.log.Info("stopping: no more connections are accepted, what was received is stored and flushed", zap.Stringer("signal", sig))
+				return nil
+			}
+			s.reload(configPath)
+		}
+	}
+}
+
+// errStoppedAtOnce is the outcome of a second signal.
+var errStoppedAtOnce = errors.New("stopped at once by a second signal; what was acked is in the buffer")
+
+// stop drains: what senders have sent is stored and acked, outputs flush, all
+// within drain_timeout; a second signal ends it at once.
+func (s *server) stop(ctx context.Context, signals <-chan os.Signal) error {
+	notify(s.log, daemon.SdNotifyStopping)
+	s.mu.Lock()
+	limit := s.config.DrainTimeout
+	s.mu.Unlock()
+	drain, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var second error
+	ended := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for {
+			select {
+			case <-ended:
+				return
+			case sig := <-signals:
+				if sig != syscall.SIGHUP {
+					second = errStoppedAtOnce
+					cancel()
+					return
+				}
+			}
+		}
+	})
+	s.shutdownSources(drain)
+	s.drainOutputs(drain)
+	err := s.closeMatches(ctx)
+	if s.http != nil {
+		err = errors.Join(err, s.http.Shutdown(drain))
+	}
+	close(ended)
+	watch.Wait()
+	if second != nil {
+		return second
+	}
+	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	s.log.Info("stopped")
+	return nil
+}
+
+func (s *server) shutdownSources(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, src := range s.sources {
+		wg.Go(func() {
+			if err := src.server.Shutdown(ctx); err != nil {
+				s.log.Warn("not every sender was finished in time; what was not acked will be sent again", zap.String("source", src.config.ID), zap.Error(err))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// drainOutputs lets the outputs deliver what is left until ctx ends.
+func (s *server) drainOutputs(ctx context.Context) {
+	done := make(chan struct{})
+	for _, m := range s.matches {
+		for _, r := range m.runners {
+			r.Drain()
+		}
+	}
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for _, m := range s.matches {
+			m.running.Wait()
+		}
+		close(done)
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	for _, m := range s.matches {
+		if m.cancel != nil {
+			m.cancel()
+		}
+	}
+	wait.Wait()
+	for _, m := range s.matches {
+		if st := m.buffer.Stats(); st.Backlog > 0 {
+			s.log.Warn("not everything is delivered: the rest stays in the buffer", zap.String("buffer", m.config.Buffer.Path), zap.Int64("bytes", st.Backlog))
+		}
+	}
+}
+
+// closeSources closes what listen made, when weir does not start.
+func (s *server) closeSources() {
+	for _, src := range s.sources {
+		for _, l := range src.listeners {
+			l.Close()
+		}
+		for _, pc := range src.packets {
+			pc.Close()
+		}
+		if src.server != nil {
+			src.server.Close()
+		}
+	}
+}
+
+func (s *server) closeMatches(ctx context.Context) error {
+	var errs []error
+	for _, m := range s.matches {
+		errs = append(errs, m.buffer.Close(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// reload reads the configuration again and applies what can change while weir
+// runs; an error leaves everything as it is.
+func (s *server) reload(configPath string) {
+	notifyReloading(s.log)
+	defer notify(s.log, daemon.SdNotifyReady)
+	c, err := loadConfig(configPath)
+	if err != nil {
+		s.log.Error("configuration not reloaded: weir goes on as before", zap.Error(err))
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, change := range config.Diff(s.config, c) {
+		fields := []zap.Field{zap.String("parameter", change.Path), zap.String("old", change.Old), zap.String("new", change.New)}
+		if change.Live {
+			s.log.Info("configuration changed", fields...)
+		} else {
+			s.log.Warn("configuration changed, takes effect after a restart only", fields...)
+		}
+	}
+	s.level.SetLevel(zapLevel(c.LogLevel))
+	s.config.DrainTimeout = c.DrainTimeout
+	if len(c.Sources) != len(s.sources) {
+		return
+	}
+	for i, src := range s.sources {
+		s.relisten(src, c.Sources[i])
+	}
+	s.config = c
+}
+
+// relisten calls listen(2) again with the configured backlog: that changes the
+// live socket, and a somaxconn that was raised meanwhile takes effect only so.
+func (s *server) relisten(src *source, c *config.Source) {
+	for _, l := range src.listeners {
+		if _, err := l.Relisten(c.Backlog); err != nil {
+			s.log.Error("backlog not changed", zap.Stringer("address", l.Addr()), zap.Error(err))
+			continue
+		}
+		if m := l.Mismatch(); m != nil && !c.AllowShortBacklog {
+			s.log.Error("backlog not granted: weir goes on with what the kernel gives", zap.Error(m))
+		}
+		s.logListener(l)
+	}
+}
+
+// setLinger sets SO_LINGER (socket(7)).
+func setLinger(c net.Conn, seconds int) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: int32(seconds)})
+	})
+}

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"weir/buffer"
+	"weir/internal/config"
+	"weir/internal/output"
+	"weir/internal/queue"
+	"weir/internal/status"
+	"weir/netopt"
+)
+
+// commitGrace is how long a commit may take before weir says that it is not
+// ready: a disk that stalls for longer holds up every ack.
+const commitGrace = 10 * time.Second
+
+// snapshot reads every figure of the process once.
+func (s *server) snapshot() *status.Snapshot {
+	snap := &status.Snapshot{
+		Version: version, PID: os.Getpid(), Started: s.started, Now: time.Now(),
+		CommitLatency: map[string]status.Histogram{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
+		Traffic: status.Traffic{Messages: map[string]uint64{}, Events: map[string]uint64{}, Bytes: map[string]uint64{},
+			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Refused: map[string]uint64{}},
+	}
+	s.kernel(snap)
+	for _, src := range s.sources {
+		s.addSource(snap, src)
+	}
+	for _, m := range s.matches {
+		addMatch(snap, m)
+	}
+	for label, r := range s.routes {
+		if n := r.noMatch.Load(); n > 0 {
+			name := "(no match)"
+			if label != "" {
+				name = "(no match in " + label + ")"
+			}
+			snap.Balance = append(snap.Balance, status.Balance{Output: name, Received: n, Dropped: map[string]uint64{"no_match": n}})
+		}
+	}
+	return snap
+}
+
+// kernel reads the counters of the namespace.
+func (s *server) kernel(snap *status.Snapshot) {
+	k, err := netopt.KernelCounters()
+	if err != nil {
+		snap.Warnings = append(snap.Warnings, err.Error())
+		return
+	}
+	snap.Kernel = map[string]uint64{
+		"ListenOverflows": k.ListenOverflows, "ListenDrops": k.ListenDrops,
+		"TCPReqQFullDoCookies": k.TCPReqQFullDoCookies, "TCPReqQFullDrop": k.TCPReqQFullDrop,
+		"SyncookiesSent": k.SyncookiesSent, "SyncookiesRecv": k.SyncookiesRecv,
+	}
+}
+
+// addSource adds the queues of a source in the order of flow.
+func (s *server) addSource(snap *status.Snapshot, src *source) {
+	for _, l := range src.listeners {
+		s.addListener(snap, src, l)
+	}
+	st := src.server.Stats()
+	id := src.config.ID
+	snap.Queues = append(snap.Queues,
+		queue.Queue{Name: queue.Connections, Instance: id, Unit: queue.UnitConnections, Depth: int64(st.Open), Capacity: int64(st.Limit),
+			Peak: int64(st.Peak), Dropped: st.Refused})
+	for _, l := range src.listeners {
+		if socket, ok := s.socketQueue(snap, l); ok {
+			snap.Queues = append(snap.Queues, socket)
+		}
+	}
+	snap.Queues = append(snap.Queues,
+		queue.Queue{Name: queue.Memory, Instance: id, Unit: queue.UnitBytes, Depth: st.MemoryHeld, Capacity: st.MemoryLimit,
+			Peak: st.MemoryPeak, Dropped: st.RefusedMessages["memory"], Note: waiting(st.MemoryWaiting)})
+	t := &snap.Traffic
+	addAll(t.Messages, st.Messages)
+	addAll(t.Events, st.Events)
+	addAll(t.Bytes, st.Bytes)
+	addAll(t.Heartbeats, st.Heartbeats)
+	addAll(t.Refused, st.RefusedMessages)
+	t.Acks += st.Acks
+	t.Connections["accepted"] += st.Accepted - st.Refused
+	t.Connections["refused"] += st.Refused
+	t.Connections["handshake_failed"] += st.HandshakeFailed
+	in := status.Input{ID: id, Type: "forward", Config: src.config.Params}
+	for mode := range st.Events {
+		in.Events += st.Events[mode]
+		in.Bytes += st.Bytes[mode]
+	}
+	snap.Inputs = append(snap.Inputs, in)
+	addHistogram(&snap.AckLatency, histogram(st.AckLatency.Bounds, st.AckLatency.Counts, st.AckLatency.Count, st.AckLatency.Sum))
+}
+
+func waiting(sessions int) string {
+	if sessions == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d connections wait for memory; raise memory_limit if this lasts", sessions)
+}
+
+// addListener adds a listener with its SYN and accept queues.
+func (s *server) addListener(snap *status.Snapshot, src *source, l *netopt.Listener) {
+	name := l.Addr().String()
+	asked, granted := l.Backlog()
+	info := status.Listener{Name: name, Asked: asked, Granted: granted}
+	note := ""
+	if m := l.Mismatch(); m != nil {
+		info.LimitedBy, info.Mend = m.Sysctl, m.Mend()
+		note = fmt.Sprintf("asked %d, granted %d", asked, granted)
+	}
+	snap.Listeners = append(snap.Listeners, info)
+	q, err := l.Queue()
+	if err != nil {
+		snap.Problems = append(snap.Problems, err.Error())
+		return
+	}
+	if q.Starved > 0 && note == "" {
+		note = fmt.Sprintf("out of descriptors or memory %d times; raise LimitNOFILE", q.Starved)
+	}
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+		if p, err := netopt.Port(tcp.Port); err != nil {
+			snap.Warnings = append(snap.Warnings, err.Error())
+		} else {
+			s.notePeaks(name, p)
+			snap.Queues = append(snap.Queues, queue.Queue{Name: queue.SYN, Instance: name, Unit: queue.UnitConnections,
+				Depth: int64(p.SynRecv), Capacity: int64(q.Capacity), Peak: s.peakOf(name).syn,
+				Dropped: snap.Kernel["TCPReqQFullDrop"], DroppedBy: map[string]uint64{"drop": snap.Kernel["TCPReqQFullDrop"]}})
+			for state, n := range map[string]int{"syn_recv": p.SynRecv, "established": p.Established, "close_wait": p.CloseWait, "time_wait": p.TimeWait, "closing": p.Closing} {
+				snap.TCPStates[state] += int64(n)
+			}
+		}
+	}
+	snap.Queues = append(snap.Queues, queue.Queue{Name: queue.Accept, Instance: name, Unit: queue.UnitConnections,
+		Depth: int64(q.Depth), Capacity: int64(q.Capacity), Peak: int64(q.Peak), PeakMinute: int64(q.PeakMinute), Dropped: q.Drops, Note: note})
+}
+
+// socketQueue is the bytes that the kernel holds unread for a listener's
+// connections, as addListener sampled them.
+func (s *server) socketQueue(snap *status.Snapshot, l *netopt.Listener) (queue.Queue, bool) {
+	if _, ok := l.Addr().(*net.TCPAddr); !ok {
+		return queue.Queue{}, false
+	}
+	name := l.Addr().String()
+	p := s.peakOf(name)
+	return queue.Queue{Name: queue.Socket, Instance: name, Unit: queue.UnitBytes, Depth: p.unreadNow, Peak: p.unread}, true
+}
+
+// samplePeak is the largest sample of what is read only when somebody asks.
+type samplePeak struct {
+	syn, unread, unreadNow int64
+}
+
+func (s *server) notePeaks(name string, p netopt.PortStates) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.peaks == nil {
+		s.peaks = map[string]samplePeak{}
+	}
+	old := s.peaks[name]
+	s.peaks[name] = samplePeak{syn: max(old.syn, int64(p.SynRecv)), unread: max(old.unread, p.Unread), unreadNow: p.Unread}
+}
+
+func (s *server) peakOf(name string) samplePeak {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peaks[name]
+}
+
+// addMatch adds the commit and buffer queues of a match, and its outputs.
+func addMatch(snap *status.Snapshot, m *match) {
+	st := m.buffer.Stats()
+	name := m.config.ID
+	note := ""
+	if st.Failing != nil {
+		note = "storing fails: " + st.Failing.Error()
+		snap.Problems = append(snap.Problems, fmt.Sprintf("buffer %s: storing has failed for %v: %v", name, time.Since(st.FailingSince).Round(time.Second), st.Failing))
+	}
+	if st.PendingAge > commitGrace {
+		snap.Problems = append(snap.Problems, fmt.Sprintf("buffer %s: a commit has taken %v: the disk stalls", name, st.PendingAge.Round(time.Second)))
+	}
+	snap.Queues = append(snap.Queues,
+		queue.Queue{Name: queue.Commit, Instance: name, Unit: queue.UnitBytes, Depth: st.Pending, Peak: st.PeakPending,
+			Dropped: st.FailedEntries, OldestAge: st.PendingAge, Note: note},
+		queue.Queue{Name: queue.Buffer, Instance: name, Unit: queue.UnitBytes, Depth: st.Backlog, Capacity: st.Limit, Peak: st.PeakBacklog,
+			Dropped: droppedEvents(st.Cursors), DroppedBy: droppedBy(st.Cursors), OldestAge: st.OldestAge})
+	l := st.Latency
+	snap.CommitLatency[name] = histogram(l.Bounds, l.Counts, l.Count, l.Sum)
+	for i, r := range m.runners {
+		addOutput(snap, m.config, m.config.Outputs[i], st, st.Cursors[i], r.Stats())
+	}
+}
+
+func droppedBy(cursors []buffer.CursorStats) map[string]uint64 {
+	all := map[string]uint64{}
+	for _, c := range cursors {
+		addAll(all, c.Dropped)
+	}
+	return all
+}
+
+func droppedEvents(cursors []buffer.CursorStats) (n uint64) {
+	for _, v := range droppedBy(cursors) {
+		n += v
+	}
+	return n
+}
+
+func addOutput(snap *status.Snapshot, m *config.Match, c *config.Output, b buffer.Stats, cur buffer.CursorStats, st output.Stats) {
+	o := status.Output{
+		ID: c.ID, Type: c.Type, Match: m.Pattern, Config: c.Params,
+		DeliveredEvents: st.Events, DeliveredBytes: st.Bytes, Batches: st.Batches,
+		PendingBytes: cur.Remaining.Bytes, PendingChunks: int64(cur.Remaining.Chunks), Capacity: b.Limit,
+		Retries: st.Retries, Step: st.Step, LastError: st.LastError,
+	}
+	note := ""
+	if !st.NextRetry.IsZero() {
+		o.NextRetry = &st.NextRetry
+		note = fmt.Sprintf("retry %d in %v: %s", st.Step, time.Until(st.NextRetry).Round(100*time.Millisecond), st.LastError)
+	}
+	snap.Outputs = append(snap.Outputs, o)
+	snap.Queues = append(snap.Queues, queue.Queue{Name: queue.Output, Instance: c.ID, Unit: queue.UnitBytes,
+		Depth: cur.Remaining.Bytes, Peak: b.PeakBacklog, Dropped: st.GivenUp, Note: note})
+	snap.Balance = append(snap.Balance, status.Balance{
+		Output: c.ID, Match: m.Pattern, Recovered: cur.Recovered, Received: b.Events,
+		Delivered: cur.Delivered, Buffered: cur.Remaining.Events, Dropped: cur.Dropped,
+	})
+}
+
+func addAll(to, from map[string]uint64) {
+	for k, v := range from {
+		to[k] += v
+	}
+}
+
+func histogram(bounds []time.Duration, counts []uint64, count uint64, sum time.Duration) status.Histogram {
+	h := status.Histogram{Counts: counts, Count: count, Sum: sum.Seconds()}
+	for _, b := range bounds {
+		h.Bounds = append(h.Bounds, b.Seconds())
+	}
+	return h
+}
+
+// addHistogram adds one of the same bounds.
+func addHistogram(to *status.Histogram, h status.Histogram) {
+	if to.Count == 0 && len(to.Bounds) == 0 {
+		*to = h
+		return
+	}
+	for i := range to.Counts {
+		to.Counts[i] += h.Counts[i]
+	}
+	to.Count += h.Count
+	to.Sum += h.Sum
+}
