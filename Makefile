@@ -1,0 +1,41 @@
+# Targets that users and CI share. `make test` runs everything that must hold.
+GO          ?= go
+STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 30s
+BENCHTIME   ?= 1s
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.PHONY: build test unit lint fuzz fuzz-short bench deps clean
+
+build: ## build ./bin/weir
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./cmd/weir
+
+test: deps lint unit fuzz-short ## everything: linters, race detector, real senders, short fuzzing
+
+unit: ## all tests with the race detector, real senders included
+	$(GO) test -race -timeout 10m ./...
+
+lint: ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l cmd forward buffer netopt internal); if [ -n "$$out" ]; then echo "gofmt -w these files:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+fuzz: ## each fuzz target for FUZZTIME
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "fuzzing $$pkg $$target for $(FUZZTIME)"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+fuzz-short: ## each fuzz target for a few seconds
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=3s
+
+bench: ## benchmarks with allocations
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
+
+deps: ## what the tests need beside Go, by name from Debian and npm
+	@./internal/e2e/deps.sh
+
+clean:
+	rm -rf bin weir-data

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs by name what the tests use beside Go: a C compiler for the race
+# detector, Python's and Node's Forward senders, and systemd's tools. As root
+# it installs what is missing; otherwise it says what to install.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+missing=()
+need() { # need COMMAND PACKAGE
+	command -v "$1" >/dev/null 2>&1 || missing+=("$2")
+}
+need gcc gcc
+need node nodejs
+need npm npm
+need systemd-analyze systemd
+need systemd-socket-activate systemd
+need strace strace
+/usr/bin/python3 -c 'import fluent.sender' 2>/dev/null || missing+=(python3-fluent-logger)
+
+if [ ${#missing[@]} -gt 0 ]; then
+	if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+		echo "The tests need these Debian packages: ${missing[*]}" >&2
+		echo "Install them, for example: sudo apt-get install ${missing[*]}" >&2
+		exit 1
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# The versions are in package-lock.json.
+if [ ! -d testdata/node/node_modules/@fluent-org/logger ] ||
+	[ testdata/node/package-lock.json -nt testdata/node/node_modules ]; then
+	npm ci --prefix testdata/node --no-audit --no-fund --loglevel=error
+	touch testdata/node/node_modules
+fi
