@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -53,6 +54,13 @@ func (r *received) Handle(_ context.Context, m *Message) {
 	r.messages = append(r.messages, k)
 	r.mu.Unlock()
 	m.Done(nil)
+}
+
+// all is what was received so far.
+func (r *received) all() []kept {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.messages)
 }
 
 func inflate(p []byte, c Compression) ([]byte, error) {
@@ -323,10 +331,10 @@ func (r *recording) replay(t *testing.T, network string, sizes func() int) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("answered\n%q, want\n%q", got, want)
 	}
-	if len(h.messages) != len(r.want) {
-		t.Fatalf("%d messages, want %d", len(h.messages), len(r.want))
+	if len(h.all()) != len(r.want) {
+		t.Fatalf("%d messages, want %d", len(h.all()), len(r.want))
 	}
-	for i, m := range h.messages {
+	for i, m := range h.all() {
 		if !reflect.DeepEqual(m, r.want[i]) {
 			t.Errorf("message %d:\n got %+v\nwant %+v", i, m, r.want[i])
 		}

@@ -331,6 +331,14 @@ func (s *Server) logRefusal(sender net.Addr, r *Refusal) {
 	}
 }
 
+// warnSize logs a message over MessageSizeWarn.
+func (s *Server) warnSize(sender net.Addr, m *Message) {
+	if ok, muted := s.refusals.allow(time.Now()); ok {
+		s.log.Warn("message is larger than chunk_size_warn_limit", zap.Stringer("sender", sender), zap.ByteString("tag", m.Tag),
+			zap.Int("bytes", m.Size), zap.Int64("chunk_size_warn_limit", s.config.MessageSizeWarn), zap.Uint64("not_logged", muted))
+	}
+}
+
 // logLimiter lets through a few log lines a second and counts the others.
 type logLimiter struct {
 	mu     sync.Mutex

@@ -242,6 +242,9 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	s.tail = m
 	s.mu.Unlock()
 	s.srv.counters.inFlight.Add(1)
+	if warn := s.srv.config.MessageSizeWarn; warn > 0 && int64(m.Size) > warn {
+		s.srv.warnSize(s.remote, m)
+	}
 	if m.Events == 0 {
 		m.Done(nil) // nothing to store
 		return nil
