@@ -24,7 +24,11 @@ func dial(addr string) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &client{conn: conn, dec: msgpack.NewDecoder(conn)}, nil
+	return newClient(conn), nil
+}
+
+func newClient(conn net.Conn) *client {
+	return &client{conn: conn, dec: msgpack.NewDecoder(conn)}
 }
 
 // packed encodes a PackedForward message whose events are {"n": first…last-1}.

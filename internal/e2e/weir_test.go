@@ -63,6 +63,7 @@ type options struct {
 	source  string                         // lines within the forward source
 	match   string                         // replaces the default <match>
 	addr    string                         // host:port of an earlier run, else a free port
+	bind    string                         // instead of the host of addr
 	prepare func(cmd *exec.Cmd)            // changes the command before it starts
 	run     func(start func() error) error // runs start elsewhere, e.g. in a network namespace
 	client  *http.Client                   // for the status endpoint, default http.DefaultClient
@@ -130,6 +131,9 @@ func launch(t *testing.T, o options) *weir {
 	host, port, err := net.SplitHostPort(w.addr)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if o.bind != "" {
+		host = o.bind
 	}
 	_, statusPort, err := net.SplitHostPort(w.status)
 	if err != nil {
