@@ -5,10 +5,16 @@ FUZZTIME    ?= 30s
 BENCHTIME   ?= 1s
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: build test unit lint fuzz fuzz-short bench deps clean
+.PHONY: build install test unit lint fuzz fuzz-short bench deps clean
 
 build: ## build ./bin/weir
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./cmd/weir
+
+install: build ## binary, units and configuration below DESTDIR
+	install -D -m 0755 bin/weir $(DESTDIR)/usr/bin/weir
+	install -D -m 0644 deploy/weir.service $(DESTDIR)/usr/lib/systemd/system/weir.service
+	install -D -m 0644 deploy/weir.socket $(DESTDIR)/usr/lib/systemd/system/weir.socket
+	test -e $(DESTDIR)/etc/weir/weir.conf || install -D -m 0644 deploy/weir.conf $(DESTDIR)/etc/weir/weir.conf
 
 test: deps lint unit fuzz-short ## everything: linters, race detector, real senders, short fuzzing
 

@@ -344,6 +344,51 @@ func TestDamageInTheMiddle(t *testing.T) {
 	}
 }
 
+// TestOldestAge: the age is that of what waits, not of what was delivered.
+func TestOldestAge(t *testing.T) {
+	b := open(t, Options{Dir: t.TempDir()})
+	append1 := func(received time.Time) {
+		o := newOutcome()
+		e := entry(1, 10)
+		e.Received = received
+		if err := b.Append(t.Context(), e, o); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.wait(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	append1(time.Now().Add(-time.Hour))
+	append1(time.Now())
+	if age := b.Stats().OldestAge; age < time.Hour {
+		t.Errorf("age %v, want an hour", age)
+	}
+	c := b.cursors[0]
+	batch, err := c.Next(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Commit(batch, nil); err != nil {
+		t.Fatal(err)
+	}
+	if age := b.Stats().OldestAge; age <= 0 || age > time.Minute {
+		t.Errorf("age %v with the young entry left", age)
+	}
+	if batch, err = c.Next(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Commit(batch, nil); err != nil {
+		t.Fatal(err)
+	}
+	if age := b.Stats().OldestAge; age != 0 {
+		t.Errorf("age %v of nothing", age)
+	}
+	append1(time.Now())
+	if age := b.Stats().OldestAge; age <= 0 || age > time.Minute {
+		t.Errorf("age %v after a pause", age)
+	}
+}
+
 func TestOverflowThrow(t *testing.T) {
 	b := open(t, Options{Dir: t.TempDir(), TotalLimit: 5 * BlockSize})
 	put(t, b, 0, 5, 100)

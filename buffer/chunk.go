@@ -95,9 +95,9 @@ type chunk struct {
 	frames  uint64 // number of the next frame
 	entries uint64
 	events  uint64
-	sealed  bool // written full: has a footer, or never gets more
-	damaged bool // has lost data in its middle; kept when delivered
-	first   time.Time
+	sealed  bool      // written full: has a footer, or never gets more
+	damaged bool      // has lost data in its middle; kept when delivered
+	begun   time.Time // as recovery found it
 }
 
 const (

@@ -113,8 +113,10 @@ func (b *Buffer) commitOnce(g *group) error {
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if c.entries == 0 {
-		c.first = g.oldest
+	for _, cur := range b.cursors {
+		if b.remaining(cur).Bytes == 0 {
+			cur.oldest = g.oldest
+		}
 	}
 	c.end += length
 	c.frames++
@@ -175,7 +177,7 @@ func (b *Buffer) chunkFor(length int64) (*chunk, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("new chunk %s: %w", name, err), f.Close(), b.fs.Remove(name))
 	}
-	c = &chunk{seq: seq, end: BlockSize, frames: 1, first: now()}
+	c = &chunk{seq: seq, end: BlockSize, frames: 1}
 	b.active = f
 	b.mu.Lock()
 	b.lastSeq = seq

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -26,6 +27,7 @@ type Cursor struct {
 	// Guarded by Buffer.mu.
 	pos       position
 	out       *position // where the batch that is out ends
+	oldest    time.Time // no undelivered entry is older; zero if there is none
 	recovered uint64
 	delivered uint64
 	dropped   map[string]uint64
@@ -50,6 +52,7 @@ type Batch struct {
 	// damaged is events that could not be read.
 	damaged uint64
 	end     position
+	written time.Time // of the last commit in it
 }
 
 // Name returns the cursor's name.
@@ -208,6 +211,7 @@ func (c *Cursor) parse(p []byte, from position, end int64) (batch *Batch, more i
 		n += f.length()
 		batch.end.entries += f.entries
 		batch.end.events += f.events
+		batch.written = f.written
 	}
 	batch.end.off += n
 	batch.Bytes = n
@@ -289,6 +293,10 @@ func (c *Cursor) pass(batch *Batch, state []byte, count func()) error {
 	c.pos = batch.end
 	c.countDropped(CauseDamaged, batch.damaged)
 	count()
+	// What is behind the batch was written after it.
+	if c.oldest = batch.written; c.b.remaining(c).Bytes == 0 {
+		c.oldest = time.Time{}
+	}
 	c.b.measure()
 	c.b.mu.Unlock()
 	c.b.removePassed()

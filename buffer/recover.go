@@ -54,7 +54,15 @@ func (b *Buffer) recover(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	for _, c := range b.cursors {
-		c.recovered = b.remaining(c).Events
+		r := b.remaining(c)
+		c.recovered = r.Events
+		first := b.find(c.pos.seq)
+		if first == nil {
+			first = b.after(c.pos.seq)
+		}
+		if r.Bytes > 0 && first != nil {
+			c.oldest = first.begun
+		}
 	}
 	b.measure()
 	b.mu.Unlock()
@@ -83,7 +91,7 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 	c := &chunk{seq: seq, end: BlockSize, frames: 1, sealed: !newest}
 	if b.readFooter(f, c, size) {
 		b.chunks = append(b.chunks, c)
-		return b.readFirst(f, c)
+		return b.readBegun(f, c)
 	}
 	w := walker{f: f, size: size, chunk: c}
 	headerOK, err := w.header()
@@ -108,7 +116,7 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 		}
 	}
 	b.chunks = append(b.chunks, c)
-	if err := b.readFirst(f, c); err != nil {
+	if err := b.readBegun(f, c); err != nil {
 		return err
 	}
 	if newest && !c.damaged && headerOK && c.end < b.chunkLimit {
@@ -148,8 +156,8 @@ func (b *Buffer) readFooter(f File, c *chunk, size int64) bool {
 	return true
 }
 
-// readFirst takes the chunk's age from its first frame.
-func (b *Buffer) readFirst(f File, c *chunk) error {
+// readBegun takes the chunk's age from its header.
+func (b *Buffer) readBegun(f File, c *chunk) error {
 	var p [frameHead]byte
 	if _, err := f.ReadAt(p[:], 0); err != nil {
 		return fmt.Errorf("read %s: %w", chunkName(b.opt.Dir, c.seq), err)
@@ -157,10 +165,10 @@ func (b *Buffer) readFirst(f File, c *chunk) error {
 	head, err := decodeFrame(p[:], c.seq)
 	if err != nil {
 		c.damaged = true // the header block: no data is lost with it
-		c.first = now()
+		c.begun = now()
 		return nil
 	}
-	c.first = head.written
+	c.begun = head.written
 	return nil
 }
 

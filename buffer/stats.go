@@ -55,7 +55,8 @@ type Stats struct {
 	PendingEntries       uint64
 	// PendingAge is how long the oldest of them has waited.
 	PendingAge time.Duration
-	// OldestAge is the age of the oldest undelivered chunk's first entry.
+	// OldestAge is how long the oldest undelivered entry has waited, at most:
+	// exact after it has gathered alone, else by the commit before it.
 	OldestAge time.Duration
 	// Commits that succeeded and failed, the entries and events of the former
 	// and the entries of the latter.
@@ -128,14 +129,8 @@ func (b *Buffer) Stats() Stats {
 	l.Sum = c.latencySum
 	for _, cur := range b.cursors {
 		r := b.remaining(cur)
-		if r.Events > 0 {
-			first := b.find(cur.pos.seq)
-			if first == nil || cur.pos.off >= first.end {
-				first = b.after(cur.pos.seq)
-			}
-			if first != nil {
-				s.OldestAge = max(s.OldestAge, time.Since(first.first))
-			}
+		if !cur.oldest.IsZero() {
+			s.OldestAge = max(s.OldestAge, time.Since(cur.oldest))
 		}
 		s.Cursors = append(s.Cursors, CursorStats{
 			Name: cur.name, Remaining: r, Recovered: cur.recovered, Delivered: cur.delivered, Dropped: maps.Clone(cur.dropped),
