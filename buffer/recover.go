@@ -109,8 +109,13 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 	if w.damaged {
 		b.log.Error("chunk is damaged: what is readable in it is delivered", zap.String("file", name), zap.Int64("offset", w.damage))
 	}
-	if c.end < size {
-		b.log.Warn("torn tail cut off: it was never acked", zap.String("file", name), zap.Int64("bytes", size-c.end))
+	switch {
+	case c.end < size && !newest:
+		// Another chunk was begun behind it, so its end was durable once.
+		c.damaged = true
+		b.log.Error("chunk is damaged at its end: what is readable in it is delivered", zap.String("file", name), zap.Int64("offset", c.end))
+	case c.end < size:
+		b.log.Warn("unfinished commit cut off the newest chunk", zap.String("file", name), zap.Int64("bytes", size-c.end))
 		if err := errors.Join(f.Truncate(c.end), f.Datasync()); err != nil {
 			return fmt.Errorf("cut the torn tail of %s: %w", name, err)
 		}

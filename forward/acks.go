@@ -201,6 +201,9 @@ func (s *session) flushSlowly(out []byte, from int) {
 		if err == nil {
 			_, err = s.conn.Write(out[from:])
 		}
+		if err == nil { // flush writes without a deadline
+			err = s.conn.SetWriteDeadline(time.Time{})
+		}
 		s.mu.Lock()
 		s.wrote(out, err)
 		if err != nil || len(s.out) == 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -511,6 +513,52 @@ func TestTimeouts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStallTimeoutEndsWithTheMessage: a message that came in two parts leaves no
+// deadline behind; the idle connection lives on.
+func TestStallTimeoutEndsWithTheMessage(t *testing.T) {
+	const stall = 50 * time.Millisecond
+	r := serve(t, Config{Handler: &received{}, StallTimeout: stall})
+	conn := r.dial()
+	msg := pack([]any{"t", stream(1), dict{"chunk": "id"}})
+	for range 2 {
+		for _, part := range [][]byte{msg[:5], msg[5:]} {
+			if _, err := conn.Write(part); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the part is read", func() bool {
+				var unread int
+				return r.unread(&unread) == nil && unread == 0
+			})
+		}
+		if _, err := io.ReadFull(conn, make([]byte, len(ackOfID))); err != nil {
+			t.Fatal(err)
+		}
+		conn.SetReadDeadline(time.Now().Add(3 * stall))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("the idle connection: %v", err)
+		}
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	}
+}
+
+// unread is how many bytes the kernel holds for the server's connections.
+func (r *running) unread(n *int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.sessions {
+		var opErr error
+		err := s.raw.Control(func(fd uintptr) {
+			var queued int
+			queued, opErr = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+			*n += queued
+		})
+		if err := errors.Join(err, opErr); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // TestShutdown: what was sent before is handled and acked, half a message is

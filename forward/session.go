@@ -53,6 +53,7 @@ type session struct {
 	isJSON   bool
 	heard    bool // a byte has come
 	started  bool // a byte of a message has come
+	timed    bool // a read deadline is set
 	sweeping bool // draining: read what is there, wait for nothing
 	grace    bool // draining: wait for the rest of a message
 	readFD   func(fd uintptr) bool
@@ -309,8 +310,13 @@ func (s *session) deadline() error {
 	default:
 		limit = s.srv.config.IdleTimeout
 	}
-	if limit > 0 {
-		if err := s.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
+	if limit > 0 || s.timed {
+		var at time.Time
+		if limit > 0 {
+			at = time.Now().Add(limit)
+		}
+		s.timed = limit > 0
+		if err := s.conn.SetReadDeadline(at); err != nil {
 			return err
 		}
 	}

@@ -119,6 +119,15 @@ func TestBufferReadOnly(t *testing.T) {
 	refusesToStart(t, options{dir: dir}, "buffer directory buffer", "read-only", "remount it")
 }
 
+func TestBufferDiskFullAtStart(t *testing.T) {
+	dir := t.TempDir()
+	mounted(t, dir, "64k")
+	if err := os.WriteFile(filepath.Join(dir, "buffer", "ballast"), make([]byte, 1<<20), 0o600); err == nil {
+		t.Fatal("1 MB fits into 64 KB")
+	}
+	refusesToStart(t, options{dir: dir}, "buffer directory buffer", "no space left", "free some space")
+}
+
 // TestBufferDiskFull fills the file system of the buffer under acked load: what
 // cannot be stored is not acked, weir lives, says that it is not ready, and goes
 // on by itself once there is space. No acked event is lost.
@@ -214,7 +223,7 @@ func TestTruncatedChunk(t *testing.T) {
 	}
 	w = start(t, options{dir: dir})
 	requireAll(t, w.delivered(), "cut", 20)
-	if !strings.Contains(w.log.String(), "torn tail cut off") {
+	if !strings.Contains(w.log.String(), "unfinished commit cut off") {
 		t.Error("the log says nothing of it")
 	}
 	w.stop()

@@ -1,0 +1,97 @@
+package forward
+
+import (
+	"context"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// batchOf is n events of 277 bytes.
+func batchOf(n int) []byte {
+	event := pack([]any{1700000000, dict{
+		"message": "GET /api/v1/items/1234?expand=all HTTP/1.1", "status": 200, "method": "GET",
+		"host": "www.example.com", "user_agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36",
+		"remote": "203.0.113.17", "bytes": 15321, "took": 0.034, "level": "info", "x": "yyyyyyyyyy",
+	}})
+	var b []byte
+	for range n {
+		b = append(b, event...)
+	}
+	return b
+}
+
+// BenchmarkScan is the scan of a packed payload of 1000 events.
+func BenchmarkScan(b *testing.B) {
+	p := batchOf(1000)
+	var s streamScanner
+	b.SetBytes(int64(len(p)))
+	b.ReportAllocs()
+	for b.Loop() {
+		s.reset(DefaultMaxDepth)
+		if n, err := s.scanEvents(p, noLimit); err != nil || n != len(p) {
+			b.Fatal(n, err)
+		}
+	}
+}
+
+// nothing is a Handler that stores nothing and says durable.
+type nothing struct{}
+
+func (nothing) Handle(_ context.Context, m *Message) { m.Done(nil) }
+
+// BenchmarkSession is a message over a unix socket and its ack, one at a time.
+func BenchmarkSession(b *testing.B) {
+	events := batchOf(1000)
+	var entries []any
+	for range 1000 {
+		entries = append(entries, []any{1700000000, dict{"message": strings.Repeat("m", 230), "n": 1}})
+	}
+	option := dict{"chunk": "0123456789abcdef01234567"}
+	for _, c := range []struct {
+		name string
+		msg  []byte
+	}{
+		{"message", pack([]any{"app.access", 1700000000, dict{"message": strings.Repeat("m", 230), "n": 1}, option})},
+		{"packed", pack([]any{"app.access", events, option})},
+		{"forward", pack([]any{"app.access", entries, option})},
+		{"gzip", pack([]any{"app.access", gzipped(events), dict{"chunk": "0123456789abcdef01234567", "compressed": "gzip"}})},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			srv, err := NewServer(Config{Handler: nothing{}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			l, err := net.Listen("unix", filepath.Join(b.TempDir(), "s"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			served := make(chan error, 1)
+			go func() { served <- srv.Serve(l) }()
+			conn, err := net.Dial("unix", l.Addr().String())
+			if err != nil {
+				b.Fatal(err)
+			}
+			ack := make([]byte, 5+1+24)
+			b.SetBytes(int64(len(c.msg)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := conn.Write(c.msg); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(conn, ack); err != nil {
+					b.Fatal(err)
+				}
+			}
+			conn.Close()
+			if err := srv.Close(); err != nil {
+				b.Error(err)
+			}
+			if err := <-served; err != nil {
+				b.Error(err)
+			}
+		})
+	}
+}
