@@ -10,7 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -34,6 +37,20 @@ type Security struct {
 	UserAuth bool
 	// Users maps user names to passwords.
 	Users map[string]string
+	// DenyAnonymous turns away senders whose address no Client holds.
+	DenyAnonymous bool
+	// Clients are the senders that have a key or users of their own; the first
+	// whose Network holds the address counts.
+	Clients []Client
+}
+
+// Client is a sender, or a network of them, with rules of its own.
+type Client struct {
+	Network netip.Prefix
+	// SharedKey replaces Security.SharedKey, unless it is empty.
+	SharedKey string
+	// Users names those of Security.Users that may come from here; all if empty.
+	Users []string
 }
 
 func (c *Security) check() error {
@@ -43,7 +60,25 @@ func (c *Security) check() error {
 	if c.UserAuth && len(c.Users) == 0 {
 		return errors.New("forward: <security> has user_auth true and no <user>")
 	}
+	if c.DenyAnonymous && len(c.Clients) == 0 {
+		return errors.New("forward: <security> has allow_anonymous_source false and no <client>")
+	}
 	return nil
+}
+
+// client finds the rules for a sender's address; the zero Client has none.
+func (c *Security) client(sender net.Addr) (rules Client, known bool) {
+	tcp, ok := sender.(*net.TCPAddr)
+	if !ok {
+		return Client{}, false // a unix socket: no address
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	for _, cl := range c.Clients {
+		if cl.Network.Contains(ip) {
+			return cl, true
+		}
+	}
+	return Client{}, false
 }
 
 // Reasons that in_forward gives in a PONG.
@@ -88,9 +123,9 @@ func (s *session) handshake(ctx context.Context) error {
 	s.consume(len(p))
 	reason := badPing
 	if err == nil {
-		reason = sec.judge(ping, nonce, auth)
+		reason = sec.judge(ping, nonce, auth, s.remote)
 	}
-	if _, err := s.conn.Write(sec.encodePong(reason, ping, nonce)); err != nil {
+	if _, err := s.conn.Write(sec.encodePong(reason, ping, nonce, s.remote)); err != nil {
 		return err
 	}
 	if reason != "" {
@@ -179,20 +214,41 @@ func decodePing(p []byte) (ping, error) {
 
 // judge returns why the sender is turned away, or "". Digests are compared in
 // constant time, and an unknown user takes as long as a wrong password.
-func (c *Security) judge(p ping, nonce, auth []byte) string {
-	want := hexDigest(p.salt, p.hostname, nonce, []byte(c.SharedKey))
+func (c *Security) judge(p ping, nonce, auth []byte, sender net.Addr) string {
+	rules, known := c.client(sender)
+	if !known && c.DenyAnonymous {
+		return fmt.Sprintf("anonymous source host '%s' denied", hostOf(sender))
+	}
+	want := hexDigest(p.salt, p.hostname, nonce, []byte(c.key(rules)))
 	if subtle.ConstantTimeCompare(want, p.digest) != 1 {
 		return badKey
 	}
 	if !c.UserAuth {
 		return ""
 	}
-	password, known := c.Users[string(p.user)]
+	password, exists := c.Users[string(p.user)]
+	allowed := len(rules.Users) == 0 || slices.Contains(rules.Users, string(p.user))
 	want = hexDigest(auth, p.user, []byte(password))
-	if subtle.ConstantTimeCompare(want, p.passwordDigest) != 1 || !known {
+	if subtle.ConstantTimeCompare(want, p.passwordDigest) != 1 || !exists || !allowed {
 		return badPassword
 	}
 	return ""
+}
+
+// key is the shared key that counts for a sender.
+func (c *Security) key(rules Client) string {
+	if rules.SharedKey != "" {
+		return rules.SharedKey
+	}
+	return c.SharedKey
+}
+
+// hostOf is the sender's address without its port, as in_forward names it.
+func hostOf(sender net.Addr) string {
+	if tcp, ok := sender.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap().String()
+	}
+	return sender.String()
 }
 
 // encodeHelo writes ["HELO", {nonce, auth, keepalive}] as in_forward does; auth
@@ -213,11 +269,12 @@ func encodeHelo(nonce, auth []byte, keepalive bool) []byte {
 }
 
 // encodePong writes ["PONG", ok, reason, hostname, digest].
-func (c *Security) encodePong(reason string, p ping, nonce []byte) []byte {
+func (c *Security) encodePong(reason string, p ping, nonce []byte, sender net.Addr) []byte {
 	hostname, digest := "", ""
 	if reason == "" {
+		rules, _ := c.client(sender)
 		hostname = c.SelfHostname
-		digest = string(hexDigest(p.salt, []byte(hostname), nonce, []byte(c.SharedKey)))
+		digest = string(hexDigest(p.salt, []byte(hostname), nonce, []byte(c.key(rules))))
 	}
 	var b bytes.Buffer
 	enc := msgpack.NewEncoder(&b)

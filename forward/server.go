@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,12 @@ type Config struct {
 	// MaxConnections is how many connections may be open; one more is closed at
 	// once.
 	MaxConnections int
+	// MaxConnectionsPerClient is how many of them one address may have open; 0
+	// for no limit.
+	MaxConnectionsPerClient int
+	// Tag replaces the tag of every message, if it is not empty; TagPrefix and a
+	// dot are put before it (tag, add_tag_prefix).
+	Tag, TagPrefix string
 	// MessageSizeLimit is the longest message in bytes (chunk_size_limit).
 	MessageSizeLimit int64
 	// MessageSizeWarn logs messages longer than this, if not 0
@@ -65,17 +72,19 @@ type Config struct {
 
 // Server receives messages on any number of listeners.
 type Server struct {
-	config   Config
-	limits   parserLimits
-	log      *zap.Logger
-	memory   budget
-	buffers  buffers
-	inflater inflater
-	counters counters
-	refusals logLimiter
-	acks     ackQueue
-	messages sync.Pool
-	nonce    func(b []byte) // fills b with random bytes
+	config    Config
+	limits    parserLimits
+	log       *zap.Logger
+	memory    budget
+	buffers   buffers
+	inflater  inflater
+	counters  counters
+	refusals  logLimiter
+	acks      ackQueue
+	messages  sync.Pool
+	nonce     func(b []byte) // fills b with random bytes
+	tag       []byte         // replaces tags, if not empty
+	tagPrefix []byte         // with its dot
 
 	ctx      context.Context // of handlers and waits
 	cancel   context.CancelFunc
@@ -85,6 +94,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	sessions  map[*session]struct{}
+	clients   map[netip.Addr]int // open connections, if there is a limit of them
 	listeners map[net.Listener]struct{}
 	packets   map[net.PacketConn]struct{}
 	peak      int
@@ -114,8 +124,13 @@ func NewServer(c Config) (*Server, error) {
 		nonce:     randomBytes,
 		acksDone:  make(chan struct{}),
 		sessions:  map[*session]struct{}{},
+		clients:   map[netip.Addr]int{},
 		listeners: map[net.Listener]struct{}{},
 		packets:   map[net.PacketConn]struct{}{},
+	}
+	s.tag = []byte(c.Tag)
+	if c.TagPrefix != "" {
+		s.tagPrefix = []byte(c.TagPrefix + ".")
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.acks.init()
@@ -180,17 +195,21 @@ func (s *Server) isClosed() bool {
 func (s *Server) admit(conn net.Conn) {
 	s.counters.accepted.Add(1)
 	ses := newSession(s, conn)
+	client := clientOf(ses.remote)
 	s.mu.Lock()
-	if s.closed || len(s.sessions) >= s.config.MaxConnections {
+	if limit := s.overLimit(client); s.closed || limit != "" {
 		open := len(s.sessions)
 		s.mu.Unlock()
 		s.counters.refused.Add(1)
-		if ok, muted := s.refusals.allow(time.Now()); ok {
-			s.log.Warn("connection refused: max_connections are open",
-				zap.Stringer("sender", ses.remote), zap.Int("open", open), zap.Int("max_connections", s.config.MaxConnections), zap.Uint64("not_logged", muted))
+		if ok, muted := s.refusals.allow(time.Now()); ok && limit != "" {
+			s.log.Warn("connection refused: a limit is reached",
+				zap.Stringer("sender", ses.remote), zap.String("limit", limit), zap.Int("open", open), zap.Uint64("not_logged", muted))
 		}
 		conn.Close()
 		return
+	}
+	if s.config.MaxConnectionsPerClient > 0 {
+		s.clients[client]++
 	}
 	s.sessions[ses] = struct{}{}
 	s.peak = max(s.peak, len(s.sessions))
@@ -201,8 +220,34 @@ func (s *Server) admit(conn net.Conn) {
 		ses.serve(s.ctx)
 		s.mu.Lock()
 		delete(s.sessions, ses)
+		if s.config.MaxConnectionsPerClient > 0 {
+			if s.clients[client]--; s.clients[client] == 0 {
+				delete(s.clients, client)
+			}
+		}
 		s.mu.Unlock()
 	}()
+}
+
+// overLimit names the limit that one more connection of the client would pass,
+// empty if there is none. s.mu is held.
+func (s *Server) overLimit(client netip.Addr) string {
+	switch per := s.config.MaxConnectionsPerClient; {
+	case len(s.sessions) >= s.config.MaxConnections:
+		return fmt.Sprintf("max_connections %d", s.config.MaxConnections)
+	case per > 0 && s.clients[client] >= per:
+		return fmt.Sprintf("max_connections_per_client %d", per)
+	}
+	return ""
+}
+
+// clientOf is the address that the limit by client counts; all senders of unix
+// sockets are one.
+func clientOf(sender net.Addr) netip.Addr {
+	if tcp, ok := sender.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
 }
 
 // Shutdown stops accepting (connections that the kernel has already queued are

@@ -51,11 +51,12 @@ type session struct {
 	parser   parser
 	text     jsonScanner
 	isJSON   bool
-	heard    bool // a byte has come
-	started  bool // a byte of a message has come
-	timed    bool // a read deadline is set
-	sweeping bool // draining: read what is there, wait for nothing
-	grace    bool // draining: wait for the rest of a message
+	heard    bool   // a byte has come
+	started  bool   // a byte of a message has come
+	timed    bool   // a read deadline is set
+	sweeping bool   // draining: read what is there, wait for nothing
+	grace    bool   // draining: wait for the rest of a message
+	tag      []byte // memory of a tag with its prefix
 	readFD   func(fd uintptr) bool
 	readN    int
 	readErr  error
@@ -230,6 +231,7 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", m.Size, s.srv.memory.limit, s.srv.config.MemoryWait))
 	}
 	m.Received = time.Now()
+	s.rename(m)
 	s.mu.Lock()
 	for (s.inFlight >= maxInFlight || len(s.out) > maxUnsent) && !s.dead {
 		s.change.Wait()
@@ -252,6 +254,17 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	}
 	s.srv.config.Handler.Handle(ctx, m)
 	return nil
+}
+
+// rename applies Config.Tag and Config.TagPrefix.
+func (s *session) rename(m *Message) {
+	if len(s.srv.tag) > 0 {
+		m.Tag = s.srv.tag
+	}
+	if len(s.srv.tagPrefix) > 0 {
+		s.tag = append(append(s.tag[:0], s.srv.tagPrefix...), m.Tag...)
+		m.Tag = s.tag
+	}
 }
 
 // fill reads more bytes into the buffer, waiting for them as long as it takes.

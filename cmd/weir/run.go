@@ -129,15 +129,11 @@ func (s *server) listen(ctx context.Context) error {
 		s.sources = append(s.sources, src)
 		fc := forward.Config{
 			Handler: src.route, Log: s.log.With(zap.String("source", c.ID)), Memory: c.MemoryLimit, MaxConnections: c.MaxConnections,
+			MaxConnectionsPerClient: c.MaxPerClient, Tag: c.Tag, TagPrefix: c.TagPrefix,
 			MessageSizeLimit: c.ChunkSizeLimit, MessageSizeWarn: c.ChunkSizeWarn, DecompressionSizeLimit: c.DecompressionSizeLimit,
 			HandshakeTimeout: c.HandshakeTimeout, IdleTimeout: c.IdleTimeout, DenyKeepalive: c.DenyKeepalive,
 		}
-		if sec := c.Security; sec != nil {
-			fc.Security = &forward.Security{SelfHostname: sec.SelfHostname, SharedKey: string(sec.SharedKey), UserAuth: sec.UserAuth, Users: map[string]string{}}
-			for name, password := range sec.Users {
-				fc.Security.Users[name] = string(password)
-			}
-		}
+		fc.Security = security(c.Security)
 		var err error
 		if src.server, err = forward.NewServer(fc); err != nil {
 			return err
@@ -153,6 +149,22 @@ func (s *server) listen(ctx context.Context) error {
 		return fmt.Errorf("systemd passed the socket %s, and no <source> has its address; make bind and port those of the socket unit", socketAddress(inherited[0]))
 	}
 	return s.listenStatus(ctx)
+}
+
+// security maps <security> to the server's.
+func security(c *config.Security) *forward.Security {
+	if c == nil {
+		return nil
+	}
+	s := &forward.Security{SelfHostname: c.SelfHostname, SharedKey: string(c.SharedKey), UserAuth: c.UserAuth,
+		Users: map[string]string{}, DenyAnonymous: c.DenyAnonymous}
+	for name, password := range c.Users {
+		s.Users[name] = string(password)
+	}
+	for _, cl := range c.Clients {
+		s.Clients = append(s.Clients, forward.Client{Network: cl.Network, SharedKey: string(cl.SharedKey), Users: cl.Users})
+	}
+	return s
 }
 
 // listen opens the source's sockets, first those that systemd passed; it

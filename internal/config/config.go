@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -47,6 +48,8 @@ type Source struct {
 	Backlog                int  // 0: what the kernel allows
 	AllowShortBacklog      bool // on_backlog_mismatch warn
 	MaxConnections         int
+	MaxPerClient           int // 0: no limit
+	Tag, TagPrefix         string
 	MemoryLimit            int64
 	HandshakeTimeout       time.Duration
 	IdleTimeout            time.Duration
@@ -66,6 +69,16 @@ type Security struct {
 	SharedKey    Secret
 	UserAuth     bool
 	Users        map[string]Secret
+	// DenyAnonymous is allow_anonymous_source false.
+	DenyAnonymous bool
+	Clients       []Client
+}
+
+// Client is a <client> section.
+type Client struct {
+	Network   netip.Prefix
+	SharedKey Secret // empty: that of Security
+	Users     []string
 }
 
 // Secret is a text that prints as xxxxxx.
@@ -280,7 +293,8 @@ func (b *builder) forward(n *node, index int) *Source {
 	s := &Source{
 		ID: b.id(n, def), Label: n.str("@label"),
 		Backlog: n.integer("backlog"), AllowShortBacklog: n.str("on_backlog_mismatch") == "warn",
-		MaxConnections: n.integer("max_connections"), MemoryLimit: n.num("memory_limit"),
+		MaxConnections: n.integer("max_connections"), MaxPerClient: n.integer("max_connections_per_client"),
+		Tag: n.str("tag"), TagPrefix: n.str("add_tag_prefix"), MemoryLimit: n.num("memory_limit"),
 		HandshakeTimeout: n.duration("handshake_timeout"), IdleTimeout: n.duration("idle_timeout"), Linger: -1,
 		DenyKeepalive: n.boolean("deny_keepalive"), SendKeepalive: n.boolean("send_keepalive_packet"),
 		ChunkSizeWarn: n.num("chunk_size_warn_limit"), ChunkSizeLimit: n.num("chunk_size_limit"),
@@ -288,6 +302,11 @@ func (b *builder) forward(n *node, index int) *Source {
 	}
 	if n.isSet("linger_timeout") {
 		s.Linger = n.integer("linger_timeout")
+	}
+	for _, name := range []string{"tag", "add_tag_prefix"} {
+		if n.isSet(name) && n.str(name) == "" {
+			b.fail(n.values[name].pos, "%s must not be empty", name)
+		}
 	}
 	for _, limit := range []string{"max_connections", "memory_limit", "handshake_timeout", "chunk_size_limit", "decompression_size_limit"} {
 		if n.num(limit) == 0 {
@@ -314,13 +333,27 @@ func (b *builder) forward(n *node, index int) *Source {
 
 func (b *builder) security(n *node) *Security {
 	s := &Security{SelfHostname: n.str("self_hostname"), SharedKey: Secret(n.str("shared_key")),
-		UserAuth: n.boolean("user_auth"), Users: map[string]Secret{}}
+		UserAuth: n.boolean("user_auth"), Users: map[string]Secret{}, DenyAnonymous: !n.boolean("allow_anonymous_source")}
 	for _, u := range n.children {
+		if u.spec.name == "client" {
+			s.Clients = append(s.Clients, b.client(u))
+			continue
+		}
 		name := u.str("username")
 		if _, dup := s.Users[name]; dup {
 			b.fail(u.pos, "user %s is given twice", name)
 		}
 		s.Users[name] = Secret(u.str("password"))
+	}
+	for _, c := range s.Clients {
+		for _, name := range c.Users {
+			if _, ok := s.Users[name]; !ok {
+				b.fail(n.pos, "<client> names user %s, and there is no such <user>%s", name, suggest(name, keys(s.Users)))
+			}
+		}
+	}
+	if s.DenyAnonymous && len(s.Clients) == 0 {
+		b.fail(n.pos, "allow_anonymous_source is false and there is no <client>: nobody could connect")
 	}
 	if s.UserAuth && len(s.Users) == 0 {
 		b.fail(n.pos, "user_auth is true and there is no <user>: nobody could connect")
@@ -329,6 +362,50 @@ func (b *builder) security(n *node) *Security {
 		b.warn(n.pos, "there are <user> sections and user_auth is not true: passwords are not asked for")
 	}
 	return s
+}
+
+// client reads a <client>: a host by address or name, or a network.
+func (b *builder) client(n *node) Client {
+	c := Client{SharedKey: Secret(n.str("shared_key")), Users: list(n.str("users"))}
+	host, network := n.str("host"), n.str("network")
+	switch {
+	case (host == "") == (network == ""):
+		b.fail(n.pos, "<client> takes either host or network")
+	case network != "":
+		prefix, err := netip.ParsePrefix(network)
+		if ip, ipErr := netip.ParseAddr(network); err != nil && ipErr == nil {
+			prefix, err = netip.PrefixFrom(ip, ip.BitLen()), nil
+		}
+		if err != nil {
+			b.fail(n.values["network"].pos, "network %q is not of the form 192.0.2.0/24", network)
+		}
+		c.Network = prefix
+	default:
+		ip, err := netip.ParseAddr(host)
+		if err != nil {
+			var ips []string
+			if ips, err = b.env.LookupHost(host); err == nil && len(ips) > 0 {
+				ip, err = netip.ParseAddr(ips[0])
+			}
+		}
+		if err != nil {
+			b.fail(n.values["host"].pos, "host %s cannot be resolved: %v", host, err)
+			return c
+		}
+		ip = ip.Unmap()
+		c.Network = netip.PrefixFrom(ip, ip.BitLen())
+	}
+	return c
+}
+
+// list reads an array, as JSON or separated by commas.
+func list(text string) (items []string) {
+	for _, item := range strings.Split(strings.Trim(text, "[]"), ",") {
+		if item = strings.Trim(strings.TrimSpace(item), `"'`); item != "" {
+			items = append(items, item)
+		}
+	}
+	return items
 }
 
 func (b *builder) routes(root *node) {

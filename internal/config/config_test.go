@@ -16,6 +16,12 @@ func testEnv() Env {
 	return Env{
 		Lookup:   func(name string) (string, bool) { v, ok := vars[name]; return v, ok },
 		Hostname: func() (string, error) { return "host.example", nil },
+		LookupHost: func(host string) ([]string, error) {
+			if host == "sender.example" {
+				return []string{"192.0.2.7"}, nil
+			}
+			return nil, fmt.Errorf("no such host")
+		},
 	}
 }
 
@@ -55,6 +61,14 @@ func TestTyped(t *testing.T) {
       username alice
       password "tab\there"
     </user>
+    <client>
+      host sender.example
+      shared_key own
+      users ["alice"]
+    </client>
+    <client>
+      network 198.51.100.0/24
+    </client>
   </security>
 </source>
 <label @LOGS>
@@ -101,6 +115,9 @@ func TestTyped(t *testing.T) {
 	if sec := s.Security; sec.SelfHostname != "host.example" || sec.SharedKey != `a#b"c` || sec.Users["alice"] != "tab\there" {
 		t.Errorf("security %q %q %q", sec.SelfHostname, string(sec.SharedKey), string(sec.Users["alice"]))
 	}
+	if cl := s.Security.Clients; len(cl) != 2 || cl[0].Network.String() != "192.0.2.7/32" || cl[0].SharedKey != "own" || fmt.Sprint(cl[0].Users) != "[alice]" || cl[1].Network.String() != "198.51.100.0/24" {
+		t.Errorf("clients %+v", cl)
+	}
 	if got := fmt.Sprintf("%v %+v %#v", s.Security, s.Security, *s.Security); strings.Contains(got, "a#b") || strings.Contains(got, "tab") {
 		t.Errorf("a secret is printed: %s", got)
 	}
@@ -135,6 +152,12 @@ func TestErrors(t *testing.T) {
 		{"section", source("  <securty>\n  </securty>\n"), `weir.conf:3:3: unknown section <securty> in <source>; did you mean "security"?`},
 		{"missing", source("  <security>\n    self_hostname a\n  </security>\n"), `weir.conf:3:3: <security> lacks its shared_key`},
 		{"no user", source("  <security>\n    self_hostname a\n shared_key k\n user_auth true\n  </security>\n"), `weir.conf:3:3: user_auth is true and there is no <user>: nobody could connect`},
+		{"nobody", source("  <security>\n    self_hostname a\n shared_key k\n allow_anonymous_source false\n  </security>\n"), `weir.conf:3:3: allow_anonymous_source is false and there is no <client>: nobody could connect`},
+		{"client", source("  <security>\n    self_hostname a\n shared_key k\n<client>\n</client>\n  </security>\n"), `weir.conf:6:1: <client> takes either host or network`},
+		{"client network", source("  <security>\n    self_hostname a\n shared_key k\n<client>\nnetwork x\n</client>\n  </security>\n"), `weir.conf:7:1: network "x" is not of the form 192.0.2.0/24`},
+		{"client host", source("  <security>\n    self_hostname a\n shared_key k\n<client>\nhost nowhere.example\n</client>\n  </security>\n"), `weir.conf:7:1: host nowhere.example cannot be resolved: no such host`},
+		{"client user", source("  <security>\n    self_hostname a\n shared_key k\n<client>\nnetwork 192.0.2.1\nusers bob\n</client>\n  </security>\n"), `weir.conf:3:3: <client> names user bob, and there is no such <user>`},
+		{"empty tag", source("  tag ''\n"), `weir.conf:3:3: tag must not be empty`},
 		{"unclosed", "<source>\n  @type forward\n", `weir.conf:1:1: <source> is never closed: </source> is missing`},
 		{"closes nothing", minimal + "</match>\n", `weir.conf:7:1: </match> closes nothing`},
 		{"wrong close", "<source>\n  @type forward\n</match>\n", `weir.conf:3:1: </match> stands where </source> is expected, for <source> of line 1`},

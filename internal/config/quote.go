@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
 	"strings"
@@ -14,10 +15,12 @@ type Env struct {
 	Lookup func(name string) (string, bool)
 	// Hostname is os.Hostname.
 	Hostname func() (string, error)
+	// LookupHost is net.LookupHost.
+	LookupHost func(host string) ([]string, error)
 }
 
 // OSEnv is the process's environment.
-func OSEnv() Env { return Env{Lookup: os.LookupEnv, Hostname: os.Hostname} }
+func OSEnv() Env { return Env{Lookup: os.LookupEnv, Hostname: os.Hostname, LookupHost: net.LookupHost} }
 
 // doubleQuoted reads "…" at the start of s, with escapes and #{…}, and returns
 // its length.

@@ -114,9 +114,9 @@ func sourceSection() *section {
 			{name: "skip_invalid_event", kind: kindBool, status: later},
 			{name: "source_address_key", status: later},
 			{name: "source_hostname_key", status: later},
-			{name: "tag", status: later},
-			{name: "add_tag_prefix", status: later},
-			{name: "max_connections_per_client", kind: kindInt, status: later},
+			{name: "tag", doc: "replaces the tag of every message"},
+			{name: "add_tag_prefix", doc: "put before every tag, with a dot"},
+			{name: "max_connections_per_client", kind: kindInt, def: "0", doc: "connections that one address may have open; 0 for no limit"},
 			{name: "on_invalid", status: later},
 			{name: "proxy_protocol", status: later},
 			{name: "listeners", kind: kindInt, status: later},
@@ -127,8 +127,14 @@ func sourceSection() *section {
 				{name: "self_hostname", required: true, doc: "this server's name in the handshake"},
 				{name: "shared_key", kind: kindSecret, required: true, doc: "the secret of both sides"},
 				{name: "user_auth", kind: kindBool, def: "false", doc: "ask for a user name and a password"},
-				{name: "allow_anonymous_source", kind: kindBool, status: later},
+				{name: "allow_anonymous_source", kind: kindBool, def: "true", doc: "take senders that no <client> names"},
 			}, children: []*section{
+				{name: "client", params: []spec{
+					{name: "host", doc: "address or name of the sender"},
+					{name: "network", doc: "such as 192.0.2.0/24"},
+					{name: "shared_key", kind: kindSecret, doc: "instead of that of <security>"},
+					{name: "users", doc: "those that may come from here, such as alice,bob; all without it"},
+				}},
 				{name: "user", params: []spec{
 					{name: "username", required: true},
 					{name: "password", kind: kindSecret, required: true},
