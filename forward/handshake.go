@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha512"
 	"crypto/subtle"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -93,6 +95,26 @@ const (
 var errHandshake = errors.New("handshake failed")
 
 func randomBytes(b []byte) { rand.Read(b) } // never fails: see crypto/rand
+
+// handshakeTLS completes the handshake of TLS, if the connection is one. A
+// connection that ends before its first byte is a health check.
+func (s *session) handshakeTLS(ctx context.Context) error {
+	conn, ok := s.conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.srv.config.HandshakeTimeout)
+	defer cancel()
+	err := conn.HandshakeContext(ctx)
+	switch {
+	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):
+		return err
+	case s.srv.draining.Load():
+		return errDrained
+	}
+	s.heard = true
+	return s.handshakeFailed("TLS: " + err.Error())
+}
 
 // handshake plays the server's part of the handshake, if it is configured.
 func (s *session) handshake(ctx context.Context) error {

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -56,7 +57,9 @@ type Config struct {
 	MaxDepth int
 	// Security asks for the handshake of the protocol; nil for none.
 	Security *Security
-	// HandshakeTimeout bounds the whole handshake.
+	// TLS makes every connection one of TLS; nil for plain ones.
+	TLS *tls.Config
+	// HandshakeTimeout bounds the whole handshake, and that of TLS.
 	HandshakeTimeout time.Duration
 	// IdleTimeout closes a connection on which no message has begun for so long;
 	// 0 for never.

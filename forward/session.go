@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -80,6 +81,10 @@ func newSession(srv *Server, conn net.Conn) *session {
 	s := &session{srv: srv, conn: conn, remote: conn.RemoteAddr(), want: minBuffer}
 	s.change.L = &s.mu
 	s.readFD = s.tryRead
+	if srv.config.TLS != nil {
+		s.conn = tls.Server(conn, srv.config.TLS)
+		return s
+	}
 	if sc, ok := conn.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			s.raw = raw
@@ -92,7 +97,10 @@ func newSession(srv *Server, conn net.Conn) *session {
 func (s *session) serve(ctx context.Context) {
 	defer s.conn.Close()
 	defer s.giveBuffer()
-	err := s.handshake(ctx)
+	err := s.handshakeTLS(ctx)
+	if err == nil {
+		err = s.handshake(ctx)
+	}
 	if err == nil {
 		err = s.readMessages(ctx)
 	}
@@ -299,8 +307,11 @@ func (s *session) fill(ctx context.Context) error {
 			if !s.srv.draining.Load() {
 				return s.timedOut()
 			}
-			if s.sweeping {
-				return errDrained
+			if s.sweeping { // only without a descriptor, see sweep
+				if s.r == s.w || s.grace {
+					return errDrained
+				}
+				s.grace = true
 			}
 			s.sweeping = true
 		default:
@@ -317,7 +328,7 @@ func (s *session) deadline() error {
 	case s.grace:
 		limit = drainGrace
 	case s.sweeping:
-		return s.conn.SetReadDeadline(time.Time{})
+		return s.sweep()
 	case s.w > s.r:
 		limit = s.srv.config.StallTimeout
 	default:
@@ -338,9 +349,19 @@ func (s *session) deadline() error {
 	}
 	if s.srv.draining.Load() && !s.grace {
 		s.sweeping = true
-		return s.conn.SetReadDeadline(time.Time{})
+		return s.sweep()
 	}
 	return nil
+}
+
+// sweep makes reads take what is there and wait for nothing; those of a
+// connection without a descriptor can only wait for a short while.
+func (s *session) sweep() error {
+	var at time.Time
+	if s.raw == nil {
+		at = time.Now().Add(acceptGrace)
+	}
+	return s.conn.SetReadDeadline(at)
 }
 
 func (s *session) timedOut() error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/forward"
+	"weir/internal/certs"
 	"weir/internal/config"
 	"weir/internal/status"
 	"weir/netopt"
@@ -36,6 +38,7 @@ type source struct {
 	route     *route
 	listeners []*netopt.Listener
 	packets   []net.PacketConn // for UDP heartbeats
+	certs     *certs.Store     // nil without TLS
 }
 
 // server is the whole of weir at work.
@@ -135,6 +138,12 @@ func (s *server) listen(ctx context.Context) error {
 		}
 		fc.Security = security(c.Security)
 		var err error
+		if src.certs, err = certificates(c.TLS, s.log); err != nil {
+			return fmt.Errorf("source %s: %w", c.ID, err)
+		}
+		if src.certs != nil {
+			fc.TLS = src.certs.TLS()
+		}
 		if src.server, err = forward.NewServer(fc); err != nil {
 			return err
 		}
@@ -149,6 +158,19 @@ func (s *server) listen(ctx context.Context) error {
 		return fmt.Errorf("systemd passed the socket %s, and no <source> has its address; make bind and port those of the socket unit", socketAddress(inherited[0]))
 	}
 	return s.listenStatus(ctx)
+}
+
+// certificates makes the store of a <transport tls>, nil without one.
+func certificates(c *config.TLS, log *zap.Logger) (*certs.Store, error) {
+	if c == nil {
+		return nil, nil
+	}
+	versions := map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
+	return certs.New(certs.Config{
+		CertPath: c.CertPath, KeyPath: c.KeyPath, CACertPath: c.CACertPath, CAKeyPath: c.CAKeyPath, SelfSigned: c.Insecure,
+		ClientCAPath: c.ClientCAPath, RequireClient: c.ClientCertAuth, Hostname: c.CommonName,
+		MinVersion: versions[c.MinVersion], MaxVersion: versions[c.MaxVersion],
+	}, log)
 }
 
 // security maps <security> to the server's.
@@ -435,6 +457,11 @@ func (s *server) reload(configPath string) {
 		return
 	}
 	for i, src := range s.sources {
+		if src.certs != nil {
+			if err := src.certs.Reload(); err != nil {
+				s.log.Error("certificates not reloaded: those before stay in use", zap.Error(err))
+			}
+		}
 		s.relisten(src, c.Sources[i])
 	}
 	s.config = c

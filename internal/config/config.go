@@ -60,7 +60,17 @@ type Source struct {
 	ChunkSizeLimit         int64
 	DecompressionSizeLimit int64
 	Security               *Security
+	TLS                    *TLS
 	Params                 map[string]string // as written or default, secrets masked
+}
+
+// TLS is a <transport tls> section.
+type TLS struct {
+	CertPath, KeyPath, CACertPath, CAKeyPath, ClientCAPath string
+	ClientCertAuth, Insecure                               bool
+	// MinVersion and MaxVersion are "1.2" or "1.3".
+	MinVersion, MaxVersion string
+	CommonName             string
 }
 
 // Security is a <security> section.
@@ -328,6 +338,12 @@ func (b *builder) forward(n *node, index int) *Source {
 	if sec := n.child("security"); sec != nil {
 		s.Security = b.security(sec)
 	}
+	if t := n.child("transport"); t != nil && t.arg != "tcp" {
+		s.TLS = b.tls(t, s.Security)
+		if t.isSet("linger_timeout") {
+			s.Linger = t.integer("linger_timeout")
+		}
+	}
 	return s
 }
 
@@ -362,6 +378,45 @@ func (b *builder) security(n *node) *Security {
 		b.warn(n.pos, "there are <user> sections and user_auth is not true: passwords are not asked for")
 	}
 	return s
+}
+
+// tls reads a <transport tls>.
+func (b *builder) tls(n *node, sec *Security) *TLS {
+	t := &TLS{CertPath: n.str("cert_path"), KeyPath: n.str("private_key_path"), CACertPath: n.str("ca_cert_path"), CAKeyPath: n.str("ca_private_key_path"),
+		ClientCAPath: n.str("ca_path"), ClientCertAuth: n.boolean("client_cert_auth"), Insecure: n.boolean("insecure"), CommonName: n.str("generate_cert_common_name")}
+	if n.arg != "tls" {
+		b.fail(n.pos, "<transport %s> is neither tls nor tcp", n.arg)
+	}
+	number := func(name string) string { return strings.ReplaceAll(strings.TrimLeft(n.str(name), "TLSv"), "_", ".") }
+	t.MinVersion, t.MaxVersion = number("min_version"), number("max_version")
+	if n.isSet("version") {
+		t.MinVersion, t.MaxVersion = number("version"), number("version")
+	}
+	if t.MinVersion > t.MaxVersion {
+		b.fail(n.pos, "min_version is over max_version")
+	}
+	switch {
+	case (t.CertPath == "") != (t.KeyPath == ""):
+		b.fail(n.pos, "cert_path and private_key_path belong together")
+	case (t.CACertPath == "") != (t.CAKeyPath == ""):
+		b.fail(n.pos, "ca_cert_path and ca_private_key_path belong together")
+	case t.CertPath == "" && t.CACertPath == "" && !t.Insecure:
+		b.fail(n.pos, "<transport tls> needs cert_path and private_key_path, ca_cert_path and ca_private_key_path, or insecure true")
+	}
+	if t.ClientCertAuth && t.ClientCAPath == "" {
+		b.fail(n.pos, "client_cert_auth needs ca_path, the CAs of the clients")
+	}
+	if t.CommonName == "" && sec != nil {
+		t.CommonName = sec.SelfHostname
+	}
+	if t.CommonName == "" {
+		host, err := b.env.Hostname()
+		if err != nil {
+			host = "localhost"
+		}
+		t.CommonName = host
+	}
+	return t
 }
 
 // client reads a <client>: a host by address or name, or a network.

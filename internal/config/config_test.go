@@ -157,6 +157,11 @@ func TestErrors(t *testing.T) {
 		{"client network", source("  <security>\n    self_hostname a\n shared_key k\n<client>\nnetwork x\n</client>\n  </security>\n"), `weir.conf:7:1: network "x" is not of the form 192.0.2.0/24`},
 		{"client host", source("  <security>\n    self_hostname a\n shared_key k\n<client>\nhost nowhere.example\n</client>\n  </security>\n"), `weir.conf:7:1: host nowhere.example cannot be resolved: no such host`},
 		{"client user", source("  <security>\n    self_hostname a\n shared_key k\n<client>\nnetwork 192.0.2.1\nusers bob\n</client>\n  </security>\n"), `weir.conf:3:3: <client> names user bob, and there is no such <user>`},
+		{"TLS", source("  <transport tls>\n  </transport>\n"), `weir.conf:3:3: <transport tls> needs cert_path and private_key_path`},
+		{"TLS key", source("  <transport tls>\n    cert_path x\n  </transport>\n"), `weir.conf:3:3: cert_path and private_key_path belong together`},
+		{"TLS versions", source("  <transport tls>\n    insecure true\n    min_version TLS1_3\n    max_version TLS1_2\n  </transport>\n"), `weir.conf:3:3: min_version is over max_version`},
+		{"TLS clients", source("  <transport tls>\n    insecure true\n    client_cert_auth true\n  </transport>\n"), `weir.conf:3:3: client_cert_auth needs ca_path, the CAs of the clients`},
+		{"UDP", source("  <transport udp>\n    insecure true\n  </transport>\n"), `weir.conf:3:3: <transport udp> is neither tls nor tcp`},
 		{"empty tag", source("  tag ''\n"), `weir.conf:3:3: tag must not be empty`},
 		{"unclosed", "<source>\n  @type forward\n", `weir.conf:1:1: <source> is never closed: </source> is missing`},
 		{"closes nothing", minimal + "</match>\n", `weir.conf:7:1: </match> closes nothing`},
@@ -185,6 +190,25 @@ func TestErrors(t *testing.T) {
 				t.Errorf("got  %v\nwant %s", err, c.want)
 			}
 		})
+	}
+}
+
+func TestTransport(t *testing.T) {
+	c := parse(t, strings.Replace(minimal, "@type forward", `@type forward
+<transport tls>
+  cert_path /etc/weir/cert.pem
+  private_key_path /etc/weir/key.pem
+  ca_path /etc/weir/clients.pem
+  client_cert_auth true
+  version TLSv1_3
+</transport>`, 1))
+	want := &TLS{CertPath: "/etc/weir/cert.pem", KeyPath: "/etc/weir/key.pem", ClientCAPath: "/etc/weir/clients.pem", ClientCertAuth: true,
+		MinVersion: "1.3", MaxVersion: "1.3", CommonName: "host.example"}
+	if got := c.Sources[0].TLS; !reflect.DeepEqual(got, want) {
+		t.Errorf("TLS %+v, want %+v", got, want)
+	}
+	if plain := parse(t, strings.Replace(minimal, "@type forward", "@type forward\n<transport tcp>\n</transport>", 1)); plain.Sources[0].TLS != nil {
+		t.Error("<transport tcp> asks for TLS")
 	}
 }
 

@@ -127,8 +127,6 @@ func (d *decoder) unknownSection(c, parent *element, known []*section) {
 		d.fail(c.pos, "weir stores messages as they come and has no filters: filter at the sender, or behind weir")
 	case "parse":
 		d.fail(c.pos, "weir parses nothing: parse at the sender, or behind weir")
-	case "transport":
-		d.fail(c.pos, "<%s> is not supported by this version of weir", c.name)
 	case "worker":
 		d.fail(c.pos, "weir is one process on all cores: take what is in <worker> out of it")
 	default:

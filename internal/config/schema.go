@@ -123,6 +123,7 @@ func sourceSection() *section {
 			{name: "max_connection_age", kind: kindTime, status: later},
 			{name: "dedupe_window", status: later},
 		}), children: []*section{
+			transportSection(),
 			{name: "security", single: true, params: []spec{
 				{name: "self_hostname", required: true, doc: "this server's name in the handshake"},
 				{name: "shared_key", kind: kindSecret, required: true, doc: "the secret of both sides"},
@@ -149,6 +150,33 @@ func sourceSection() *section {
 			{name: "include_config", kind: kindBool, status: ignored},
 			{name: "include_retry", kind: kindBool, status: ignored},
 		}},
+	}}
+}
+
+// transportSection is <transport tls>.
+func transportSection() *section {
+	versions := []string{"TLS1_2", "TLSv1_2", "TLS1_3", "TLSv1_3"}
+	return &section{name: "transport", single: true, arg: "tls", params: []spec{
+		{name: "cert_path", doc: "PEM file with the certificate and its chain"},
+		{name: "private_key_path", doc: "PEM file with its key"},
+		{name: "private_key_passphrase", kind: kindSecret, status: later},
+		{name: "ca_path", doc: "PEM file with the CAs of clients"},
+		{name: "client_cert_auth", kind: kindBool, def: "false", doc: "clients must have a certificate of ca_path"},
+		{name: "ca_cert_path", doc: "a CA that signs a certificate made at start"},
+		{name: "ca_private_key_path", doc: "its key"},
+		{name: "ca_private_key_passphrase", kind: kindSecret, status: later},
+		{name: "insecure", kind: kindBool, def: "false", doc: "make a certificate that nobody has signed"},
+		{name: "version", kind: kindEnum, values: versions, doc: "this version alone"},
+		{name: "min_version", kind: kindEnum, def: "TLS1_2", values: versions},
+		{name: "max_version", kind: kindEnum, def: "TLS1_3", values: versions},
+		{name: "ciphers", status: later},
+		{name: "cert_verifier", status: later},
+		{name: "ensure_fips", kind: kindBool, status: later},
+		{name: "linger_timeout", kind: kindInt, doc: "as linger_timeout of the source"},
+		{name: "generate_private_key_length", kind: kindInt, status: ignored, doc: "weir makes keys on the curve P-256"},
+		{name: "generate_cert_country", status: ignored}, {name: "generate_cert_state", status: ignored}, {name: "generate_cert_locality", status: ignored},
+		{name: "generate_cert_common_name", doc: "the name in a certificate that is made; self_hostname or the host's without it"},
+		{name: "generate_cert_expiration", kind: kindTime, status: ignored, doc: "10 years"},
 	}}
 }
 

@@ -43,12 +43,18 @@ func TestGoSender(t *testing.T) {
 		name        string
 		ack, subsec bool
 		marshalJSON bool
+		tls         bool
 	}{
 		{name: "plain"}, {name: "ack", ack: true}, {name: "subsecond", subsec: true},
 		{name: "ack and subsecond", ack: true, subsec: true}, {name: "json", marshalJSON: true},
+		{name: "TLS", ack: true, tls: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := start(t, options{})
+			o, network := options{}, "tcp"
+			if c.tls {
+				o.source, network = "<transport tls>\n  insecure true\n</transport>", "tls"
+			}
+			w := start(t, o)
 			host, portText, err := net.SplitHostPort(w.addr)
 			if err != nil {
 				t.Fatal(err)
@@ -58,7 +64,7 @@ func TestGoSender(t *testing.T) {
 				t.Fatal(err)
 			}
 			logger, err := fluent.New(fluent.Config{
-				FluentHost: host, FluentPort: port, RequestAck: c.ack, SubSecondPrecision: c.subsec,
+				FluentNetwork: network, TlsInsecureSkipVerify: c.tls, FluentHost: host, FluentPort: port, RequestAck: c.ack, SubSecondPrecision: c.subsec,
 				MarshalAsJSON: c.marshalJSON, WriteTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, MaxRetry: 1,
 			})
 			if err != nil {
