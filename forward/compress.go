@@ -37,19 +37,22 @@ type window struct {
 // check decompresses payload through the scanner and returns the number of
 // events. limit is the most bytes it may decompress to.
 func (f *inflater) check(payload []byte, c Compression, depth int, limit int64) (events int, err error) {
-	pool := &f.gzip
-	if c == Zstd {
-		pool = &f.zstd
+	w, r, err := f.open(payload, c)
+	if err != nil {
+		return 0, err
 	}
-	w, _ := pool.Get().(*window)
+	defer f.close(w, c)
+	w.stream.reset(depth)
+	return w.drain(r, c, limit)
+}
+
+// open returns a pooled window and the decompressed payload.
+func (f *inflater) open(payload []byte, c Compression) (w *window, r io.Reader, err error) {
+	w, _ = f.pool(c).Get().(*window)
 	if w == nil {
 		w = &window{}
 	}
-	defer pool.Put(w)
 	w.src.Reset(payload)
-	defer w.src.Reset(nil)
-
-	var r io.Reader
 	switch {
 	case c == Zstd && w.zstd == nil:
 		w.zstd, err = zstd.NewReader(&w.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
@@ -65,10 +68,23 @@ func (f *inflater) check(payload []byte, c Compression, depth int, limit int64) 
 		r = w.gzip
 	}
 	if err != nil {
-		return 0, refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
+		f.close(w, c)
+		return nil, nil, refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
 	}
-	w.stream.reset(depth)
-	return w.drain(r, c, limit)
+	return w, r, nil
+}
+
+// close takes a window back.
+func (f *inflater) close(w *window, c Compression) {
+	w.src.Reset(nil)
+	f.pool(c).Put(w)
+}
+
+func (f *inflater) pool(c Compression) *sync.Pool {
+	if c == Zstd {
+		return &f.zstd
+	}
+	return &f.gzip
 }
 
 // drain reads r to its end. The scanner leaves at most a header unconsumed,

@@ -45,6 +45,14 @@ type Config struct {
 	// Tag replaces the tag of every message, if it is not empty; TagPrefix and a
 	// dot are put before it (tag, add_tag_prefix).
 	Tag, TagPrefix string
+	// SourceAddressKey and SourceHostnameKey, if not empty, name fields that are
+	// put into every record: the sender's address, and its name as the resolver
+	// tells it.
+	SourceAddressKey, SourceHostnameKey string
+	// Healthy reports whether messages can be stored; while they cannot, UDP
+	// heartbeats go unanswered, so that senders turn to another server. nil for
+	// always.
+	Healthy func() bool
 	// MessageSizeLimit is the longest message in bytes (chunk_size_limit).
 	MessageSizeLimit int64
 	// MessageSizeWarn logs messages longer than this, if not 0
@@ -82,6 +90,7 @@ type Server struct {
 	buffers   buffers
 	inflater  inflater
 	counters  counters
+	names     names
 	refusals  logLimiter
 	acks      ackQueue
 	messages  sync.Pool
@@ -125,6 +134,7 @@ func NewServer(c Config) (*Server, error) {
 		log:       c.Log,
 		memory:    budget{limit: c.Memory},
 		nonce:     randomBytes,
+		names:     names{resolve: net.DefaultResolver.LookupAddr},
 		acksDone:  make(chan struct{}),
 		sessions:  map[*session]struct{}{},
 		clients:   map[netip.Addr]int{},

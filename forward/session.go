@@ -45,23 +45,24 @@ type session struct {
 	remote net.Addr
 
 	// What follows belongs to the reading goroutine.
-	buf      *[]byte // nil while idle
-	r, w     int     // buf[r:w] is read and not yet handled
-	largest  int     // most bytes in buf since it was taken
-	want     int64   // class of the next buffer
-	parser   parser
-	text     jsonScanner
-	isJSON   bool
-	heard    bool   // a byte has come
-	started  bool   // a byte of a message has come
-	timed    bool   // a read deadline is set
-	sweeping bool   // draining: read what is there, wait for nothing
-	grace    bool   // draining: wait for the rest of a message
-	tag      []byte // memory of a tag with its prefix
-	readFD   func(fd uintptr) bool
-	readN    int
-	readErr  error
-	starved  bool
+	buf       *[]byte // nil while idle
+	r, w      int     // buf[r:w] is read and not yet handled
+	largest   int     // most bytes in buf since it was taken
+	want      int64   // class of the next buffer
+	parser    parser
+	text      jsonScanner
+	isJSON    bool
+	heard     bool       // a byte has come
+	started   bool       // a byte of a message has come
+	timed     bool       // a read deadline is set
+	sweeping  bool       // draining: read what is there, wait for nothing
+	grace     bool       // draining: wait for the rest of a message
+	tag       []byte     // memory of a tag with its prefix
+	injection *injection // made with the first message
+	readFD    func(fd uintptr) bool
+	readN     int
+	readErr   error
+	starved   bool
 
 	closing atomic.Bool // a message was refused: read no more
 
@@ -233,6 +234,9 @@ func (s *session) checkPacked(payload []byte, c Compression) (events int, err er
 // hand charges the message to the budget, puts it in line for its ack and gives
 // it to the handler.
 func (s *session) hand(ctx context.Context, m *Message) error {
+	if err := s.inject(ctx, m); err != nil {
+		return err
+	}
 	m.charged = int64(m.Size + len(m.Tag) + len(m.Chunk))
 	if !s.srv.memory.acquire(ctx, m.charged, s.srv.config.MemoryWait) {
 		m.charged = 0

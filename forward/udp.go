@@ -32,10 +32,10 @@ func (s *Server) ServeUDP(pc net.PacketConn) error {
 			}
 			return fmt.Errorf("heartbeats on %s: %w", pc.LocalAddr(), err)
 		}
-		if s.draining.Load() {
+		s.counters.udpBeats.Add(1)
+		if s.draining.Load() || s.config.Healthy != nil && !s.config.Healthy() {
 			continue // unanswered, senders turn to another server
 		}
-		s.counters.udpBeats.Add(1)
 		// A lost answer is a lost heartbeat, as on any network.
 		_, _ = pc.WriteTo(answer, sender)
 	}

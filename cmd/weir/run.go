@@ -51,6 +51,7 @@ type server struct {
 	config *config.Config
 	peaks  map[string]samplePeak // by listener
 
+	health  health
 	matches []*match
 	routes  map[string]*route // by label
 	sources []*source
@@ -88,6 +89,7 @@ func run(ctx context.Context, o runOptions) error {
 		return errors.Join(err, s.closeMatches(ctx))
 	}
 	s.serve(ctx)
+	s.serving.Go(func() { s.watchHealth(ctx) })
 	s.serving.Go(func() { watchdog(ctx, s.log, func() { s.snapshot() }) })
 	notify(s.log, daemon.SdNotifyReady)
 	err = s.wait(ctx, signals, o.configPath)
@@ -133,6 +135,7 @@ func (s *server) listen(ctx context.Context) error {
 		fc := forward.Config{
 			Handler: src.route, Log: s.log.With(zap.String("source", c.ID)), Memory: c.MemoryLimit, MaxConnections: c.MaxConnections,
 			MaxConnectionsPerClient: c.MaxPerClient, Tag: c.Tag, TagPrefix: c.TagPrefix,
+			SourceAddressKey: c.SourceAddressKey, SourceHostnameKey: c.SourceHostnameKey, Healthy: s.health.healthy,
 			MessageSizeLimit: c.ChunkSizeLimit, MessageSizeWarn: c.ChunkSizeWarn, DecompressionSizeLimit: c.DecompressionSizeLimit,
 			HandshakeTimeout: c.HandshakeTimeout, IdleTimeout: c.IdleTimeout, DenyKeepalive: c.DenyKeepalive,
 		}

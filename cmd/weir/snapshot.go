@@ -14,10 +14,6 @@ import (
 	"weir/netopt"
 )
 
-// commitGrace is how long a commit may take before weir says that it is not
-// ready: a disk that stalls for longer holds up every ack.
-const commitGrace = 10 * time.Second
-
 // snapshot reads every figure of the process once.
 func (s *server) snapshot() *status.Snapshot {
 	snap := &status.Snapshot{
@@ -26,6 +22,7 @@ func (s *server) snapshot() *status.Snapshot {
 		Traffic: status.Traffic{Messages: map[string]uint64{}, Events: map[string]uint64{}, Bytes: map[string]uint64{},
 			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Refused: map[string]uint64{}},
 	}
+	snap.Problems = s.health.reasons()
 	s.kernel(snap)
 	for _, src := range s.sources {
 		s.addSource(snap, src)
@@ -178,10 +175,6 @@ func addMatch(snap *status.Snapshot, m *match) {
 	note := ""
 	if st.Failing != nil {
 		note = "storing fails: " + st.Failing.Error()
-		snap.Problems = append(snap.Problems, fmt.Sprintf("buffer %s: storing has failed for %v: %v", name, time.Since(st.FailingSince).Round(time.Second), st.Failing))
-	}
-	if st.PendingAge > commitGrace {
-		snap.Problems = append(snap.Problems, fmt.Sprintf("buffer %s: a commit has taken %v: the disk stalls", name, st.PendingAge.Round(time.Second)))
 	}
 	snap.Queues = append(snap.Queues,
 		queue.Queue{Name: queue.Commit, Instance: name, Unit: queue.UnitBytes, Depth: st.Pending, Peak: st.PeakPending,

@@ -50,6 +50,9 @@ type Source struct {
 	MaxConnections         int
 	MaxPerClient           int // 0: no limit
 	Tag, TagPrefix         string
+	SourceAddressKey       string
+	SourceHostnameKey      string
+	HealthGrace            time.Duration
 	MemoryLimit            int64
 	HandshakeTimeout       time.Duration
 	IdleTimeout            time.Duration
@@ -304,7 +307,8 @@ func (b *builder) forward(n *node, index int) *Source {
 		ID: b.id(n, def), Label: n.str("@label"),
 		Backlog: n.integer("backlog"), AllowShortBacklog: n.str("on_backlog_mismatch") == "warn",
 		MaxConnections: n.integer("max_connections"), MaxPerClient: n.integer("max_connections_per_client"),
-		Tag: n.str("tag"), TagPrefix: n.str("add_tag_prefix"), MemoryLimit: n.num("memory_limit"),
+		Tag: n.str("tag"), TagPrefix: n.str("add_tag_prefix"),
+		SourceAddressKey: n.str("source_address_key"), SourceHostnameKey: n.str("source_hostname_key"), HealthGrace: n.duration("health_grace"), MemoryLimit: n.num("memory_limit"),
 		HandshakeTimeout: n.duration("handshake_timeout"), IdleTimeout: n.duration("idle_timeout"), Linger: -1,
 		DenyKeepalive: n.boolean("deny_keepalive"), SendKeepalive: n.boolean("send_keepalive_packet"),
 		ChunkSizeWarn: n.num("chunk_size_warn_limit"), ChunkSizeLimit: n.num("chunk_size_limit"),
@@ -312,6 +316,12 @@ func (b *builder) forward(n *node, index int) *Source {
 	}
 	if n.isSet("linger_timeout") {
 		s.Linger = n.integer("linger_timeout")
+	}
+	switch {
+	case s.SourceHostnameKey != "" && n.isSet("resolve_hostname") && !n.boolean("resolve_hostname"):
+		b.fail(n.values["resolve_hostname"].pos, "resolve_hostname must be true with source_hostname_key")
+	case s.SourceHostnameKey == "" && n.boolean("resolve_hostname"):
+		b.warn(n.values["resolve_hostname"].pos, "resolve_hostname is ignored: names are needed for source_hostname_key only")
 	}
 	for _, name := range []string{"tag", "add_tag_prefix"} {
 		if n.isSet(name) && n.str(name) == "" {

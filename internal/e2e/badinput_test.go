@@ -135,7 +135,7 @@ func TestBufferDiskFull(t *testing.T) {
 	dir := t.TempDir()
 	mounted(t, dir, "2m")
 	ballast := filepath.Join(dir, "buffer", "ballast")
-	w := start(t, options{dir: dir})
+	w := start(t, options{dir: dir, source: "health_grace 100ms"})
 	acked := 0
 	send := func() error {
 		c, err := dial(w.addr)
@@ -167,11 +167,16 @@ func TestBufferDiskFull(t *testing.T) {
 	if refused != 3 {
 		t.Fatalf("%d messages refused on a full disk, %d events acked", refused, acked)
 	}
-	s := w.snapshot()
-	if s.Ready() || !strings.Contains(fmt.Sprint(s.Problems), "no space left") {
-		t.Errorf("problems %q on a full disk", s.Problems)
+	waitFor(t, 10*time.Second, func() error {
+		if s := w.snapshot(); s.Ready() || !strings.Contains(fmt.Sprint(s.Problems), "no space left") {
+			return fmt.Errorf("problems %q on a full disk", s.Problems)
+		}
+		return nil
+	})
+	if w.heartbeat() {
+		t.Error("a UDP heartbeat is answered although nothing can be stored")
 	}
-	if s.Traffic.Refused["storage"] == 0 {
+	if s := w.snapshot(); s.Traffic.Refused["storage"] == 0 {
 		t.Errorf("refused %v", s.Traffic.Refused)
 	}
 	if err := os.Remove(ballast); err != nil {
@@ -180,11 +185,30 @@ func TestBufferDiskFull(t *testing.T) {
 	if err := send(); err != nil {
 		t.Fatalf("with space again: %v", err)
 	}
-	if s := w.snapshot(); !s.Ready() {
-		t.Errorf("not ready with space again: %q", s.Problems)
-	}
+	waitFor(t, 10*time.Second, func() error {
+		if s := w.snapshot(); !s.Ready() || !w.heartbeat() {
+			return fmt.Errorf("not ready with space again: %q", s.Problems)
+		}
+		return nil
+	})
 	requireAll(t, w.delivered(), "full", acked)
 	w.stop()
+}
+
+// heartbeat sends a UDP heartbeat and reports whether it is answered.
+func (w *weir) heartbeat() bool {
+	w.t.Helper()
+	c, err := net.Dial("udp", w.addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte{0}); err != nil {
+		w.t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	_, err = c.Read(make([]byte, 8))
+	return err == nil
 }
 
 // TestTruncatedChunk cuts the newest chunk: weir starts, what is whole is
