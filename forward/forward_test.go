@@ -515,6 +515,30 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// TestMaxConnectionAge: an old connection ends between two messages, once the
+// last one is acked; one that is idle ends as well.
+func TestMaxConnectionAge(t *testing.T) {
+	const age = 100 * time.Millisecond
+	h := &parked{}
+	r := serve(t, Config{Handler: h, MaxConnectionAge: age})
+	begin := time.Now()
+	idle, busy := r.dial(), r.dial()
+	if _, err := busy.Write(pack([]any{"t", stream(1), dict{"chunk": "id"}})); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "in flight", func() bool { return h.count() == 1 })
+	if _, err := idle.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the idle connection: %v", err)
+	}
+	if d := time.Since(begin); d < age*8/10 {
+		t.Errorf("closed after %v", d)
+	}
+	h.held[0].Done(nil) // long after its age
+	if got, err := io.ReadAll(busy); err != nil || string(got) != ackOfID {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 // TestStallTimeoutEndsWithTheMessage: a message that came in two parts leaves no
 // deadline behind; the idle connection lives on.
 func TestStallTimeoutEndsWithTheMessage(t *testing.T) {

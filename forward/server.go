@@ -72,6 +72,10 @@ type Config struct {
 	// IdleTimeout closes a connection on which no message has begun for so long;
 	// 0 for never.
 	IdleTimeout time.Duration
+	// MaxConnectionAge closes a connection that is older, give or take a tenth,
+	// once all its messages are acked and no other has begun, so that senders
+	// behind a load balancer find new servers; 0 for never.
+	MaxConnectionAge time.Duration
 	// StallTimeout refuses a message that has begun and of which nothing comes.
 	StallTimeout time.Duration
 	// MemoryWait is how long a message that has begun may wait for the budget.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -35,6 +36,7 @@ var (
 	errDrained = errors.New("the server shuts down")
 	errClosing = errors.New("the connection is closed after a refused message")
 	errIdle    = errors.New("idle for longer than the limit")
+	errAged    = errors.New("older than max_connection_age")
 )
 
 // session is one connection: read, scan, Handler, ack.
@@ -55,6 +57,7 @@ type session struct {
 	heard     bool       // a byte has come
 	started   bool       // a byte of a message has come
 	timed     bool       // a read deadline is set
+	retireAt  time.Time  // by Config.MaxConnectionAge; zero for never
 	sweeping  bool       // draining: read what is there, wait for nothing
 	grace     bool       // draining: wait for the rest of a message
 	tag       []byte     // memory of a tag with its prefix
@@ -82,6 +85,10 @@ func newSession(srv *Server, conn net.Conn) *session {
 	s := &session{srv: srv, conn: conn, remote: conn.RemoteAddr(), want: minBuffer}
 	s.change.L = &s.mu
 	s.readFD = s.tryRead
+	if age := srv.config.MaxConnectionAge; age > 0 {
+		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(age))
+		s.retireAt = time.Now().Add(age + spread)
+	}
 	if srv.config.TLS != nil {
 		s.conn = tls.Server(conn, srv.config.TLS)
 		return s
@@ -337,6 +344,15 @@ func (s *session) deadline() error {
 		limit = s.srv.config.StallTimeout
 	default:
 		limit = s.srv.config.IdleTimeout
+		if !s.retireAt.IsZero() {
+			left := time.Until(s.retireAt)
+			if left <= 0 {
+				return errAged
+			}
+			if limit <= 0 || left < limit {
+				limit = left
+			}
+		}
 	}
 	if limit > 0 || s.timed {
 		var at time.Time
@@ -371,6 +387,9 @@ func (s *session) sweep() error {
 func (s *session) timedOut() error {
 	if s.w > s.r {
 		return refuse(ReasonStalled, fmt.Errorf("nothing came for %v in the middle of a message", s.srv.config.StallTimeout))
+	}
+	if !s.retireAt.IsZero() && !time.Now().Before(s.retireAt) {
+		return errAged
 	}
 	return errIdle
 }
@@ -450,7 +469,7 @@ func (s *session) ended(err error) {
 	case errors.As(err, &refusal):
 		s.srv.counters.refusedMessage(refusal.Reason)
 		s.srv.logRefusal(s.remote, refusal)
-	case !s.heard && !errors.Is(err, errDrained) && !errors.Is(err, errIdle):
+	case !s.heard && !errors.Is(err, errDrained) && !errors.Is(err, errIdle) && !errors.Is(err, errAged):
 		// Connected and closed (or reset) without a word: a heartbeat of
 		// heartbeat_type transport or tcp, or a load balancer's check.
 		s.srv.counters.connectBeats.Add(1)

@@ -137,7 +137,7 @@ func (s *server) listen(ctx context.Context) error {
 			MaxConnectionsPerClient: c.MaxPerClient, Tag: c.Tag, TagPrefix: c.TagPrefix,
 			SourceAddressKey: c.SourceAddressKey, SourceHostnameKey: c.SourceHostnameKey, Healthy: s.health.healthy,
 			MessageSizeLimit: c.ChunkSizeLimit, MessageSizeWarn: c.ChunkSizeWarn, DecompressionSizeLimit: c.DecompressionSizeLimit,
-			HandshakeTimeout: c.HandshakeTimeout, IdleTimeout: c.IdleTimeout, DenyKeepalive: c.DenyKeepalive,
+			HandshakeTimeout: c.HandshakeTimeout, IdleTimeout: c.IdleTimeout, MaxConnectionAge: c.MaxConnectionAge, DenyKeepalive: c.DenyKeepalive,
 		}
 		fc.Security = security(c.Security)
 		var err error

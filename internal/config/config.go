@@ -56,7 +56,8 @@ type Source struct {
 	MemoryLimit            int64
 	HandshakeTimeout       time.Duration
 	IdleTimeout            time.Duration
-	Linger                 int // seconds, -1 if not set
+	MaxConnectionAge       time.Duration // 0: never
+	Linger                 int           // seconds, -1 if not set
 	DenyKeepalive          bool
 	SendKeepalive          bool
 	ChunkSizeWarn          int64 // 0: never
@@ -309,7 +310,8 @@ func (b *builder) forward(n *node, index int) *Source {
 		MaxConnections: n.integer("max_connections"), MaxPerClient: n.integer("max_connections_per_client"),
 		Tag: n.str("tag"), TagPrefix: n.str("add_tag_prefix"),
 		SourceAddressKey: n.str("source_address_key"), SourceHostnameKey: n.str("source_hostname_key"), HealthGrace: n.duration("health_grace"), MemoryLimit: n.num("memory_limit"),
-		HandshakeTimeout: n.duration("handshake_timeout"), IdleTimeout: n.duration("idle_timeout"), Linger: -1,
+		HandshakeTimeout: n.duration("handshake_timeout"), IdleTimeout: n.duration("idle_timeout"),
+		MaxConnectionAge: n.duration("max_connection_age"), Linger: -1,
 		DenyKeepalive: n.boolean("deny_keepalive"), SendKeepalive: n.boolean("send_keepalive_packet"),
 		ChunkSizeWarn: n.num("chunk_size_warn_limit"), ChunkSizeLimit: n.num("chunk_size_limit"),
 		DecompressionSizeLimit: n.num("decompression_size_limit"), Params: n.params(),

@@ -121,7 +121,7 @@ func sourceSection() *section {
 			{name: "on_invalid", status: later},
 			{name: "proxy_protocol", status: later},
 			{name: "listeners", kind: kindInt, status: later},
-			{name: "max_connection_age", kind: kindTime, status: later},
+			{name: "max_connection_age", kind: kindTime, def: "0s", doc: "close older connections between two messages, so that senders find new servers; 0 for never"},
 			{name: "dedupe_window", status: later},
 		}), children: []*section{
 			transportSection(),

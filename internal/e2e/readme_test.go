@@ -119,8 +119,11 @@ func copyRepo(t *testing.T) string {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && skip[d.Name()] {
-			return filepath.SkipDir
+		if skip[d.Name()] {
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
 		}
 		rel, err := filepath.Rel(root, path)
 		if err != nil {
