@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -9,16 +10,41 @@ import (
 // which they are written.
 type group struct {
 	segments [][]byte
-	size     int64 // of the frame head and the entries
+	size     int64  // of the frame head and the entries
+	seed     uint32 // of the entries' checksums
 	entries  uint64
 	events   uint64
 	waiters  []Waiter
 	copying  int // appenders that still copy their entry
 	oldest   time.Time
 	err      error
+	pieces   [][]byte // memory of blocks
 }
 
-func (b *Buffer) newGroup() *group { return &group{size: frameHead} }
+// maxWaiters is how many waiters' memory a group that is used again keeps.
+const maxWaiters = 64 << 10
+
+// newGroup returns an empty group with a seed of its own. b.mu is held.
+func (b *Buffer) newGroup() *group {
+	g, ok := b.groups.Get().(*group)
+	if !ok {
+		g = &group{}
+	}
+	b.seed++
+	g.size, g.seed = frameHead, b.seed
+	return g
+}
+
+// recycle makes the group's memory available to another one.
+func (b *Buffer) recycle(g *group) {
+	if cap(g.waiters) > maxWaiters {
+		return
+	}
+	clear(g.waiters)
+	clear(g.pieces)
+	*g = group{segments: g.segments[:0], waiters: g.waiters[:0], pieces: g.pieces[:0]}
+	b.groups.Put(g)
+}
 
 // segmentWriter copies bytes into a range of a group's segments.
 type segmentWriter struct {
@@ -67,7 +93,7 @@ func (b *Buffer) Append(ctx context.Context, e *Entry, w Waiter) error {
 	b.mu.Unlock()
 
 	// Outside of the lock, so that appenders copy side by side.
-	e.encode(&to)
+	e.encode(&to, g.seed)
 
 	b.mu.Lock()
 	g.copying--
@@ -79,7 +105,7 @@ func (b *Buffer) Append(ctx context.Context, e *Entry, w Waiter) error {
 }
 
 // makeRoom waits or acts until an entry of size bytes may be appended. b.mu is
-// held.
+// held, and released meanwhile.
 func (b *Buffer) makeRoom(ctx context.Context, size int64) error {
 	var stop func() bool
 	defer func() {
@@ -134,12 +160,17 @@ func (b *Buffer) pending() int64 {
 // overflow does what Options.Overflow says. b.mu is held.
 func (b *Buffer) overflow(size int64, wait func() error) error {
 	switch {
-	case b.opt.Overflow == OverflowBlock && size <= b.opt.TotalLimit:
+	case size > b.opt.TotalLimit:
+		return fmt.Errorf("%w: the entry alone has %d bytes, the limit is %d", ErrFull, size, b.opt.TotalLimit)
+	case b.opt.Overflow == OverflowBlock:
 		return wait()
 	case b.opt.Overflow == OverflowDropOldest && len(b.chunks) > 0 && b.backlog > 0:
 		oldest := b.chunks[0]
 		if oldest.sealed {
 			b.dropOldest()
+			b.mu.Unlock()
+			b.discard([]*chunk{oldest}) // may take a while
+			b.mu.Lock()
 			return nil
 		}
 		// The only chunk is being written to: close it first.
@@ -152,7 +183,7 @@ func (b *Buffer) overflow(size int64, wait func() error) error {
 	return ErrFull
 }
 
-// dropOldest deletes the oldest chunk and counts for each cursor what it had
+// dropOldest forgets the oldest chunk and counts for each cursor what it had
 // not read of it; a batch that is out counts as read. b.mu is held.
 func (b *Buffer) dropOldest() {
 	c := b.chunks[0]
@@ -166,8 +197,7 @@ func (b *Buffer) dropOldest() {
 		}
 		cur.countDropped(CauseOverflow, c.events-seen)
 	}
-	b.chunks = b.chunks[1:]
+	b.forget(1)
 	b.stats.droppedChunks++
 	b.measure()
-	b.discard([]*chunk{c})
 }

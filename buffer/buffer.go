@@ -1,11 +1,13 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -97,6 +99,7 @@ type Buffer struct {
 	chunkLimit int64
 	lock       io.Closer
 	segments   segments
+	groups     sync.Pool // of *group
 	cursors    []*Cursor // in the order of Options.Cursors
 
 	mu      sync.Mutex
@@ -105,8 +108,10 @@ type Buffer struct {
 	next    *group    // gathers entries
 	current *group    // is being committed
 	chunks  []*chunk  // ascending; the last one may be active
+	total   tally     // what all chunks since Open have held
 	lastSeq uint64
-	rotate  bool // seal the active chunk, so that it can be dropped
+	seed    uint32 // of the last group
+	rotate  bool   // seal the active chunk, so that it can be dropped
 	closed  bool
 	backlog int64 // undelivered bytes of the slowest cursor
 	stats   counters
@@ -143,11 +148,12 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 		completions: make(chan *group, completionQueue),
 	}
 	b.work.L, b.room.L = &b.mu, &b.mu
+	b.seed = rand.Uint32()
 	b.next = b.newGroup()
 	if err := b.fs.MkdirAll(opt.Dir); err != nil {
 		return nil, dirError(opt.Dir, err)
 	}
-	lock, err := b.fs.Lock(filepath.Join(opt.Dir, "lock"))
+	lock, err := b.fs.Lock(filepath.Join(opt.Dir, lockName))
 	if err != nil {
 		return nil, dirError(opt.Dir, err)
 	}
@@ -224,28 +230,38 @@ func (b *Buffer) closeFiles() error {
 
 // find returns the chunk with that sequence number, or nil. b.mu is held.
 func (b *Buffer) find(seq uint64) *chunk {
-	i, ok := slices.BinarySearchFunc(b.chunks, seq, func(c *chunk, seq uint64) int {
-		switch {
-		case c.seq < seq:
-			return -1
-		case c.seq > seq:
-			return 1
-		}
-		return 0
-	})
-	if !ok {
+	i := b.index(seq)
+	if i == len(b.chunks) || b.chunks[i].seq != seq {
 		return nil
 	}
 	return b.chunks[i]
 }
 
+// index is that of the first chunk with at least that sequence number. b.mu is
+// held.
+func (b *Buffer) index(seq uint64) int {
+	i, _ := slices.BinarySearchFunc(b.chunks, seq, func(c *chunk, seq uint64) int { return cmp.Compare(c.seq, seq) })
+	return i
+}
+
+// add makes c, which may hold something, the newest chunk. b.mu is held.
+func (b *Buffer) add(c *chunk) {
+	c.before = b.total
+	b.total = b.total.plus(c.held())
+	b.chunks = append(b.chunks, c)
+}
+
+// forget takes the n oldest chunks off the list. b.mu is held.
+func (b *Buffer) forget(n int) {
+	clear(b.chunks[:n])
+	b.chunks = b.chunks[n:]
+}
+
 // after returns the first chunk with a larger sequence number, or nil. b.mu is
 // held.
 func (b *Buffer) after(seq uint64) *chunk {
-	for _, c := range b.chunks {
-		if c.seq > seq {
-			return c
-		}
+	if i := b.index(seq + 1); i < len(b.chunks) {
+		return b.chunks[i]
 	}
 	return nil
 }
@@ -279,7 +295,7 @@ func (b *Buffer) removePassed() {
 		n++
 	}
 	passed := slices.Clone(b.chunks[:n])
-	b.chunks = slices.Delete(b.chunks, 0, n)
+	b.forget(n)
 	b.measure()
 	b.mu.Unlock()
 	b.discard(passed)

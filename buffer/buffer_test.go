@@ -88,10 +88,12 @@ func take(t *testing.T, b *Buffer, cursor string, first, n, size, maxBytes int) 
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
 	for got := 0; got < n; {
-		batch, err := c.Next(t.Context(), maxBytes)
+		batch, err := c.Next(ctx, maxBytes)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("entry %d: %v", first+got, err)
 		}
 		for _, e := range batch.Entries {
 			requireEntry(t, e, entry(first+got, size))
@@ -504,65 +506,4 @@ func TestVanishedAndForeignFiles(t *testing.T) {
 	put(t, b, 2, 3, 10)
 	take(t, b, "out", 2, 1, 10, 1<<20)
 	requireBalance(t, b)
-}
-
-// TestCursorFileTorn cuts the cursor's file at every length: the position is
-// that of an earlier record, never rubbish.
-func TestCursorFileTorn(t *testing.T) {
-	base := t.TempDir()
-	b := open(t, Options{Dir: base})
-	put(t, b, 0, 3, 10)
-	take(t, b, "out", 0, 3, 10, 1)
-	closeBuffer(t, b)
-	chunkBytes, err := os.ReadFile(chunkName(base, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cursorBytes, err := os.ReadFile(cursorName(base, "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	record := len(cursorBytes) / 3
-	for cut := range len(cursorBytes) + 1 {
-		dir := t.TempDir()
-		if err := errors.Join(os.WriteFile(chunkName(dir, 1), chunkBytes, 0o600),
-			os.WriteFile(cursorName(dir, "out"), cursorBytes[:cut], 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		b, err := Open(t.Context(), Options{Dir: dir, Cursors: []string{"out"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if left := 3 - cut/record; left > 0 {
-			take(t, b, "out", 3-left, left, 10, 1<<20)
-		}
-		requireEmpty(t, b, "out")
-		closeBuffer(t, b)
-	}
-}
-
-// TestCursorFileIsRenewed commits large states: the file must not grow without
-// end.
-func TestCursorFileIsRenewed(t *testing.T) {
-	dir := t.TempDir()
-	b := open(t, Options{Dir: dir})
-	c := b.cursors[0]
-	state := bytes.Repeat([]byte("s"), 100_000)
-	for range 50 {
-		if err := c.SaveState(state); err != nil {
-			t.Fatal(err)
-		}
-	}
-	fi, err := os.Stat(cursorName(dir, "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fi.Size() > 2*cursorMax {
-		t.Errorf("the cursor's file has %d bytes", fi.Size())
-	}
-	closeBuffer(t, b)
-	b = open(t, Options{Dir: dir})
-	if !bytes.Equal(b.cursors[0].State(), state) {
-		t.Error("the state is not there after the restart")
-	}
 }

@@ -20,21 +20,29 @@ import (
 //	         file left behind is never taken for data
 //	16  u64  number of the frame in its chunk
 //	24  u64  length of the body
-//	32  u64  entries
-//	40  u64  events
-//	48  i64  written, nanoseconds since 1970 UTC
-//	56  u64  version of the format
+//	32  u64  events
+//	40  i64  written, nanoseconds since 1970 UTC
+//	48  u32  entries
+//	52  u32  salt: random, the same in all frames of the chunk
+//	56  u32  seed of the checksums of the commit's entries
+//	60  u32  version of the format
 //	64       body, padded with zeros to a multiple of BlockSize
 //
 // The first frame is the chunk's header (magicHeader, no body), then come
 // commits (magicCommit, the body is entries), and a chunk that is written full
 // ends with a footer (magicFooter, entries and events of the whole chunk).
+//
+// Behind damage, the next frame is looked for at each block. The salt is there
+// so that no sender can forge one inside of a payload.
 const (
 	frameHead   = 64
 	magicHeader = 0x48524557 // "WERH"
 	magicCommit = 0x43524557 // "WERC"
 	magicFooter = 0x46524557 // "WERF"
 	version     = 1
+	// maxBody is more than any commit has; it keeps sums of lengths far from
+	// overflowing.
+	maxBody = 1 << 40
 )
 
 // frame is a frame's head.
@@ -43,6 +51,7 @@ type frame struct {
 	chunk, number   uint64
 	body            int64
 	entries, events uint64
+	salt, seed      uint32
 	written         time.Time
 }
 
@@ -55,10 +64,12 @@ func (f frame) encode(h []byte) {
 	le.PutUint64(h[8:], f.chunk)
 	le.PutUint64(h[16:], f.number)
 	le.PutUint64(h[24:], uint64(f.body))
-	le.PutUint64(h[32:], f.entries)
-	le.PutUint64(h[40:], f.events)
-	le.PutUint64(h[48:], uint64(f.written.UnixNano()))
-	le.PutUint64(h[56:], version)
+	le.PutUint64(h[32:], f.events)
+	le.PutUint64(h[40:], uint64(f.written.UnixNano()))
+	le.PutUint32(h[48:], uint32(f.entries))
+	le.PutUint32(h[52:], f.salt)
+	le.PutUint32(h[56:], f.seed)
+	le.PutUint32(h[60:], version)
 	le.PutUint32(h[4:], crc32.Checksum(h[8:frameHead], castagnoli))
 }
 
@@ -75,14 +86,15 @@ func decodeFrame(p []byte, chunk uint64) (f frame, err error) {
 	if f.magic != magicHeader && f.magic != magicCommit && f.magic != magicFooter || crc32.Checksum(p[8:frameHead], castagnoli) != le.Uint32(p[4:]) {
 		return f, errFrame
 	}
-	if v := le.Uint64(p[56:]); v != version {
+	if v := le.Uint32(p[60:]); v != version {
 		return f, fmt.Errorf("format version %d, this weir reads %d; use the weir that wrote it to empty the buffer", v, version)
 	}
 	f.chunk, f.number = le.Uint64(p[8:]), le.Uint64(p[16:])
 	f.body = int64(le.Uint64(p[24:]))
-	f.entries, f.events = le.Uint64(p[32:]), le.Uint64(p[40:])
-	f.written = time.Unix(0, int64(le.Uint64(p[48:])))
-	if f.chunk != chunk || f.body < 0 {
+	f.events, f.entries = le.Uint64(p[32:]), uint64(le.Uint32(p[48:]))
+	f.written = time.Unix(0, int64(le.Uint64(p[40:])))
+	f.salt, f.seed = le.Uint32(p[52:]), le.Uint32(p[56:])
+	if f.chunk != chunk || f.body < 0 || f.body > maxBody {
 		return f, errFrame
 	}
 	return f, nil
@@ -91,19 +103,35 @@ func decodeFrame(p []byte, chunk uint64) (f frame, err error) {
 // chunk is one file of the buffer, as far as it is durable.
 type chunk struct {
 	seq     uint64
+	salt    uint32
 	end     int64  // length of its durable frames
 	frames  uint64 // number of the next frame
 	entries uint64
 	events  uint64
-	sealed  bool      // written full: has a footer, or never gets more
-	damaged bool      // has lost data in its middle; kept when delivered
-	begun   time.Time // as recovery found it
+	sealed  bool // written full: has a footer, or never gets more
+	damaged bool // has lost data in its middle; kept when delivered
+	// before is what the chunks before it hold, counted since Open.
+	before tally
+}
+
+// tally is an amount of commits.
+type tally struct {
+	bytes           int64 // with padding
+	entries, events uint64
+}
+
+// held is what the chunk holds.
+func (c *chunk) held() tally { return tally{c.end - BlockSize, c.entries, c.events} }
+
+func (t tally) plus(u tally) tally {
+	return tally{t.bytes + u.bytes, t.entries + u.entries, t.events + u.events}
 }
 
 const (
 	chunkPrefix   = "chunk."
 	chunkSuffix   = ".weir"
 	damagedSuffix = ".damaged"
+	lockName      = "lock"
 )
 
 func chunkName(dir string, seq uint64) string {

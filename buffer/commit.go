@@ -3,6 +3,8 @@ package buffer
 import (
 	"errors"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"time"
 
 	"go.uber.org/zap"
@@ -38,20 +40,12 @@ func (b *Buffer) commitLoop() {
 		b.mu.Unlock()
 
 		g.err = b.commit(g)
-
-		b.mu.Lock()
-		b.current = nil
 		if g.err != nil {
-			b.stats.failedCommits++
-			b.stats.failedEntries += g.entries
-			b.fail(g.err)
-		} else {
-			b.stats.commits++
-			b.stats.entries += g.entries
-			b.stats.events += g.events
-			b.succeed()
+			b.failed(g)
 		}
-		b.mu.Unlock()
+		for _, s := range g.segments {
+			b.segments.put(s)
+		}
 		b.completions <- g
 	}
 }
@@ -60,12 +54,10 @@ func (b *Buffer) commitLoop() {
 // delay the next commit.
 func (b *Buffer) completeLoop() {
 	for g := range b.completions {
-		for _, s := range g.segments {
-			b.segments.put(s)
-		}
 		for _, w := range g.waiters {
 			w.Done(g.err)
 		}
+		b.recycle(g)
 	}
 }
 
@@ -91,13 +83,13 @@ func (e *syncError) Unwrap() error { return e.err }
 
 func (b *Buffer) commitOnce(g *group) error {
 	length := padded(g.size)
-	c, err := b.chunkFor(length)
+	c, err := b.chunkFor(length, g.entries)
 	if err != nil {
 		return err
 	}
 	start := time.Now()
 	f := frame{magic: magicCommit, chunk: c.seq, number: c.frames, body: g.size - frameHead,
-		entries: g.entries, events: g.events, written: now()}
+		entries: g.entries, events: g.events, salt: c.salt, seed: g.seed, written: now()}
 	f.encode(g.segments[0])
 	if err := b.active.WriteBlocks(g.blocks(length), c.end); err != nil {
 		b.rollBack(c)
@@ -109,8 +101,13 @@ func (b *Buffer) commitOnce(g *group) error {
 			return &syncError{fmt.Errorf("make %s durable: %w", chunkName(b.opt.Dir, c.seq), err)}
 		}
 	}
-	took := time.Since(start)
+	b.committed(g, c, length, time.Since(start))
+	return nil
+}
 
+// committed counts a group that is durable in c and lets readers and appenders
+// know, all in one step, so that no reading of the figures sees half of it.
+func (b *Buffer) committed(g *group, c *chunk, length int64, took time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, cur := range b.cursors {
@@ -122,13 +119,37 @@ func (b *Buffer) commitOnce(g *group) error {
 	c.frames++
 	c.entries += g.entries
 	c.events += g.events
+	b.total = b.total.plus(tally{length, g.entries, g.events})
+	b.current = nil
 	b.stats.observe(took)
+	b.stats.commits++
 	b.stats.bytes += uint64(length)
+	b.stats.entries += g.entries
+	b.stats.events += g.events
 	b.measure()
+	b.room.Broadcast() // what was pending may be dropped now
 	for _, cur := range b.cursors {
 		cur.wake()
 	}
-	return nil
+	if b.stats.failing != nil {
+		b.log.Info("storing works again", zap.Duration("after", time.Since(b.stats.failingSince)))
+		b.stats.failing = nil
+	}
+}
+
+// failed counts a group that could not be stored and remembers why.
+func (b *Buffer) failed(g *group) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.current = nil
+	b.room.Broadcast()
+	b.stats.failedCommits++
+	b.stats.failedEntries += g.entries
+	if b.stats.failing == nil {
+		b.stats.failingSince = time.Now()
+		b.log.Error("storing fails: entries are refused until it works again", zap.Error(g.err))
+	}
+	b.stats.failing = g.err
 }
 
 // blocks is the group's memory, padded with zeros to length bytes.
@@ -142,48 +163,62 @@ func (g *group) blocks(length int64) [][]byte {
 		clear(s[from:to])
 		i += to - from
 	}
-	blocks := append([][]byte(nil), g.segments[:n]...)
+	blocks := append(g.pieces[:0], g.segments[:n]...)
+	g.pieces = blocks
 	blocks[last] = blocks[last][:length-int64(last)*segmentSize]
 	return blocks
 }
 
-// chunkFor returns the active chunk if it takes length bytes more, else a new
-// one.
-func (b *Buffer) chunkFor(length int64) (*chunk, error) {
+// chunkFor returns the active chunk if it takes length bytes and that many
+// entries more, else a new one.
+func (b *Buffer) chunkFor(length int64, entries uint64) (*chunk, error) {
 	b.mu.Lock()
 	var c *chunk
 	if b.active != nil {
 		c = b.chunks[len(b.chunks)-1]
 	}
-	seq := b.lastSeq + 1
 	b.mu.Unlock()
 	if c != nil {
-		if c.entries == 0 || c.end+length <= b.chunkLimit {
+		if c.entries == 0 || c.end+length <= b.chunkLimit && c.entries+entries <= math.MaxUint32 {
 			return c, nil
 		}
 		b.seal()
 	}
+	b.mu.Lock()
+	// Not used again, whatever comes: a file that cannot be made properly may not
+	// go away either.
+	b.lastSeq++
+	seq := b.lastSeq
+	b.mu.Unlock()
+	salt := rand.Uint32()
 	name := chunkName(b.opt.Dir, seq)
 	f, err := b.fs.Create(name)
 	if err != nil {
 		return nil, fmt.Errorf("new chunk: %w", err)
 	}
-	head := aligned()[:BlockSize]
-	frame{magic: magicHeader, chunk: seq, written: now()}.encode(head)
-	err = f.WriteBlocks([][]byte{head}, 0)
+	err = b.writeHead(f, frame{magic: magicHeader, chunk: seq, salt: salt, written: now()}, 0)
 	if err == nil && b.opt.Durability == Fsync {
 		err = errors.Join(f.Datasync(), b.fs.SyncDir(b.opt.Dir))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("new chunk %s: %w", name, err), f.Close(), b.fs.Remove(name))
 	}
-	c = &chunk{seq: seq, end: BlockSize, frames: 1}
+	c = &chunk{seq: seq, salt: salt, end: BlockSize, frames: 1}
 	b.active = f
 	b.mu.Lock()
-	b.lastSeq = seq
-	b.chunks = append(b.chunks, c)
+	b.add(c)
 	b.mu.Unlock()
 	return c, nil
+}
+
+// writeHead writes a frame without a body.
+func (b *Buffer) writeHead(f File, head frame, off int64) error {
+	s := b.segments.get()
+	defer b.segments.put(s)
+	block := s[:BlockSize]
+	clear(block)
+	head.encode(block)
+	return f.WriteBlocks([][]byte{block}, off)
 }
 
 // seal closes the active chunk with a footer, which spares recovery the walk
@@ -195,9 +230,11 @@ func (b *Buffer) seal() {
 	b.mu.Lock()
 	c := b.chunks[len(b.chunks)-1]
 	b.mu.Unlock()
-	foot := aligned()[:BlockSize]
-	frame{magic: magicFooter, chunk: c.seq, number: c.frames, entries: c.entries, events: c.events, written: now()}.encode(foot)
-	err := b.active.WriteBlocks([][]byte{foot}, c.end)
+	foot := frame{magic: magicFooter, chunk: c.seq, number: c.frames, entries: c.entries, events: c.events, salt: c.salt, written: now()}
+	err := b.writeHead(b.active, foot, c.end)
+	if err != nil {
+		err = errors.Join(err, b.active.Truncate(c.end))
+	}
 	if err == nil && b.opt.Durability == Fsync {
 		err = b.active.Datasync()
 	}
@@ -235,22 +272,5 @@ func (b *Buffer) closeActive(c *chunk) {
 	b.room.Broadcast() // who wants to drop it may go on
 	for _, cur := range b.cursors {
 		cur.wake()
-	}
-}
-
-// fail remembers why storing does not work. b.mu is held.
-func (b *Buffer) fail(err error) {
-	if b.stats.failing == nil {
-		b.stats.failingSince = time.Now()
-		b.log.Error("storing fails: entries are refused until it works again", zap.Error(err))
-	}
-	b.stats.failing = err
-}
-
-// succeed says so when storing works again. b.mu is held.
-func (b *Buffer) succeed() {
-	if b.stats.failing != nil {
-		b.log.Info("storing works again", zap.Duration("after", time.Since(b.stats.failingSince)))
-		b.stats.failing = nil
 	}
 }

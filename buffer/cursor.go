@@ -21,7 +21,9 @@ type Cursor struct {
 	file    File
 	fileSeq uint64
 	arena   []byte
-	batch   *Batch // out, not yet committed
+	pieces  [][]byte // of the entries' payloads
+	last    Batch    // its memory is used again
+	batch   *Batch   // out, not yet committed
 	state   []byte
 
 	// Guarded by Buffer.mu.
@@ -93,7 +95,7 @@ func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 		return nil, errors.New("buffer: Next before the last batch is committed")
 	}
 	for {
-		from, end, ok := c.readable()
+		s, ok := c.readable()
 		if !ok {
 			select {
 			case <-ctx.Done():
@@ -105,14 +107,21 @@ func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		batch, err := c.read(from, end, maxBytes)
+		batch, err := c.read(s, maxBytes)
+		c.b.mu.Lock()
+		if c.b.find(s.from.seq) == nil {
+			// Dropped under the reader's hands, and all of it is counted as that.
+			c.b.mu.Unlock()
+			continue
+		}
 		if err != nil {
+			c.b.mu.Unlock()
 			return nil, err
 		}
-		c.b.mu.Lock()
 		if len(batch.Entries) == 0 { // nothing but damage
 			c.pos = batch.end
 			c.countDropped(CauseDamaged, batch.damaged)
+			c.b.measure()
 			c.b.mu.Unlock()
 			continue
 		}
@@ -123,9 +132,16 @@ func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 	}
 }
 
+// span is a part of a chunk.
+type span struct {
+	from position
+	end  int64
+	salt uint32 // of the chunk
+}
+
 // readable moves the cursor over the ends of chunks and returns what is there
 // to read.
-func (c *Cursor) readable() (from position, end int64, ok bool) {
+func (c *Cursor) readable() (s span, ok bool) {
 	b := c.b
 	b.mu.Lock()
 	moved := false
@@ -138,11 +154,11 @@ func (c *Cursor) readable() (from position, end int64, ok bool) {
 	for {
 		ch := b.find(c.pos.seq)
 		if ch != nil && c.pos.off < ch.end {
-			return c.pos, ch.end, true
+			return span{c.pos, ch.end, ch.salt}, true
 		}
 		if ch != nil {
 			if !ch.sealed {
-				return position{}, 0, false
+				return span{}, false
 			}
 			if lost := ch.events - min(ch.events, c.pos.events); lost > 0 {
 				c.countDropped(CauseDamaged, lost)
@@ -151,15 +167,17 @@ func (c *Cursor) readable() (from position, end int64, ok bool) {
 		}
 		next := b.after(c.pos.seq)
 		if next == nil {
-			return position{}, 0, false
+			return span{}, false
 		}
 		c.pos = position{seq: next.seq, off: BlockSize}
 		moved = true
 	}
 }
 
-// read reads whole frames from the position, as many as maxBytes holds.
-func (c *Cursor) read(from position, end int64, maxBytes int) (*Batch, error) {
+// read reads whole frames from the beginning of the span, as many as maxBytes
+// holds.
+func (c *Cursor) read(s span, maxBytes int) (*Batch, error) {
+	from := s.from
 	if c.file == nil || c.fileSeq != from.seq {
 		if err := c.closeFile(); err != nil {
 			return nil, err
@@ -170,7 +188,11 @@ func (c *Cursor) read(from position, end int64, maxBytes int) (*Batch, error) {
 		}
 		c.file, c.fileSeq = f, from.seq
 	}
-	want := min(end-from.off, max(int64(maxBytes), BlockSize))
+	// Whole blocks, so that what comes after damage is found at the next one.
+	want := min(s.end-from.off, max(int64(maxBytes)&^(BlockSize-1), BlockSize))
+	if int64(cap(c.arena)) > max(4*want, arenaKept) {
+		c.arena = nil // a large entry has passed
+	}
 	for {
 		if int64(cap(c.arena)) < want {
 			c.arena = make([]byte, want)
@@ -179,7 +201,7 @@ func (c *Cursor) read(from position, end int64, maxBytes int) (*Batch, error) {
 		if _, err := c.file.ReadAt(p, from.off); err != nil {
 			return nil, fmt.Errorf("read %s at %d: %w", chunkName(c.b.opt.Dir, from.seq), from.off, err)
 		}
-		batch, more := c.parse(p, from, end)
+		batch, more := c.parse(p, s)
 		if more == 0 {
 			return batch, nil
 		}
@@ -187,18 +209,34 @@ func (c *Cursor) read(from position, end int64, maxBytes int) (*Batch, error) {
 	}
 }
 
-// parse takes whole frames off p, which begins at position from of a chunk that
-// ends at end. If not even the first one is whole, more is its length.
-func (c *Cursor) parse(p []byte, from position, end int64) (batch *Batch, more int64) {
-	batch = &Batch{end: from}
+// arenaKept bytes and piecesKept entries are what a cursor keeps memory for
+// between batches; what a larger batch took is let go of.
+const (
+	arenaKept  = 16 << 20
+	piecesKept = 16 << 10
+)
+
+// parse takes whole frames off p, with which the span begins. If not even the
+// first one is whole, more is its length.
+func (c *Cursor) parse(p []byte, s span) (batch *Batch, more int64) {
+	batch = &c.last
+	if n := cap(c.pieces); n > piecesKept && len(c.pieces) < n/8 { // many small entries have passed
+		c.pieces, batch.Entries = nil, nil
+	}
+	clear(batch.Entries)
+	clear(c.pieces)
+	c.pieces = c.pieces[:0]
+	*batch = Batch{Entries: batch.Entries[:0], end: s.from}
 	n := int64(0)
 	for n < int64(len(p)) {
-		f, err := decodeFrame(p[n:], from.seq)
-		if err == nil && (f.magic != magicCommit || f.length() > end-from.off-n) {
-			err = errFrame
-		}
+		f, err := s.frame(p, n)
 		if err != nil {
-			n = c.resync(p, n, from, err)
+			c.foundDamage(s.from.seq, s.from.off+n, err)
+			for n += BlockSize; n < int64(len(p)); n += BlockSize {
+				if _, err := s.frame(p, n); err == nil {
+					break
+				}
+			}
 			continue
 		}
 		if n+f.length() > int64(len(p)) {
@@ -207,7 +245,7 @@ func (c *Cursor) parse(p []byte, from position, end int64) (batch *Batch, more i
 			}
 			break
 		}
-		c.entries(batch, p[n+frameHead:n+frameHead+f.body], f, from, n)
+		c.entries(batch, p[n+frameHead:n+frameHead+f.body], f, s.from.off+n)
 		n += f.length()
 		batch.end.entries += f.entries
 		batch.end.events += f.events
@@ -218,17 +256,29 @@ func (c *Cursor) parse(p []byte, from position, end int64) (batch *Batch, more i
 	return batch, 0
 }
 
-// entries decodes the body of a commit; what cannot be read is counted.
-func (c *Cursor) entries(batch *Batch, body []byte, f frame, from position, n int64) {
+// frame decodes the head of the commit at p[n], where p begins with the span.
+func (s span) frame(p []byte, n int64) (frame, error) {
+	f, err := decodeFrame(p[n:], s.from.seq)
+	if err == nil && (f.magic != magicCommit || f.salt != s.salt || f.length() > s.end-s.from.off-n) {
+		err = errFrame
+	}
+	return f, err
+}
+
+// entries decodes the body of a commit at off; what cannot be read is counted.
+func (c *Cursor) entries(batch *Batch, body []byte, f frame, off int64) {
 	read := uint64(0)
 	for len(body) > 0 {
-		e, size, err := decodeEntry(body)
+		e, payload, size, err := decodeEntry(body, f.seed)
 		if err != nil {
-			c.foundDamage(from.seq, from.off+n, err)
+			c.foundDamage(f.chunk, off, err)
 			if errors.Is(err, errEntryHead) {
 				break
 			}
 		} else {
+			n := len(c.pieces)
+			c.pieces = append(c.pieces, payload)
+			e.Payload = c.pieces[n : n+1 : n+1]
 			batch.Entries = append(batch.Entries, e)
 			batch.Events += e.Events
 			read += uint64(e.Events)
@@ -236,17 +286,6 @@ func (c *Cursor) entries(batch *Batch, body []byte, f frame, from position, n in
 		body = body[size:]
 	}
 	batch.damaged += f.events - min(f.events, read)
-}
-
-// resync finds the next frame after damage at p[n]; frames begin on blocks.
-func (c *Cursor) resync(p []byte, n int64, from position, cause error) int64 {
-	c.foundDamage(from.seq, from.off+n, cause)
-	for n += BlockSize; n < int64(len(p)); n += BlockSize {
-		if f, err := decodeFrame(p[n:], from.seq); err == nil && f.magic == magicCommit {
-			break
-		}
-	}
-	return min(n, int64(len(p)))
 }
 
 // foundDamage marks the chunk, so that it is kept, and logs the first find.

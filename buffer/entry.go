@@ -35,7 +35,8 @@ type Entry struct {
 
 // An entry on disk; integers are little-endian:
 //
-//	 0  u32  CRC-32C of bytes 4 to 31, tag and chunk id
+//	 0  u32  CRC-32C of bytes 4 to 31, tag and chunk id, begun with the commit's
+//	         seed
 //	 4  u32  CRC-32C of the payload
 //	 8  u32  length of the payload
 //	12  u16  length of the tag
@@ -47,7 +48,8 @@ type Entry struct {
 //	32       tag, chunk id, payload
 //
 // The head has its own checksum, so that a damaged payload loses one entry and
-// not those behind it.
+// not those behind it. The seed binds it to its commit: what a file held before
+// it was used again is not taken for an entry, even if it begins where one should.
 const entryHead = 32
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -70,7 +72,7 @@ func (e *Entry) size() (int64, error) {
 }
 
 // encode writes the entry through w, which has exactly its size.
-func (e *Entry) encode(w *segmentWriter) {
+func (e *Entry) encode(w *segmentWriter, seed uint32) {
 	var head [entryHead]byte
 	h := head[:]
 	payload, crc := 0, uint32(0)
@@ -86,7 +88,7 @@ func (e *Entry) encode(w *segmentWriter) {
 	le.PutUint32(h[16:], uint32(e.Events))
 	le.PutUint16(h[20:], uint16(e.Flags))
 	le.PutUint64(h[24:], uint64(e.Received.UnixNano()))
-	crc = crc32.Update(0, castagnoli, h[4:])
+	crc = crc32.Update(seed, castagnoli, h[4:])
 	crc = crc32.Update(crc, castagnoli, e.Tag)
 	crc = crc32.Update(crc, castagnoli, e.ChunkID)
 	le.PutUint32(h, crc)
@@ -98,32 +100,32 @@ func (e *Entry) encode(w *segmentWriter) {
 	}
 }
 
-// decodeEntry reads the entry at the start of p, without copying. With
-// errEntryPayload, n and the entry's head are valid all the same.
-func decodeEntry(p []byte) (e Entry, n int, err error) {
+// decodeEntry reads the entry at the start of p, which belongs to a commit with
+// that seed, and its payload, without copying. With errEntryPayload, n and the
+// entry's head are valid all the same.
+func decodeEntry(p []byte, seed uint32) (e Entry, body []byte, n int, err error) {
 	if len(p) < entryHead {
-		return e, 0, errEntryHead
+		return e, nil, 0, errEntryHead
 	}
 	le := binary.LittleEndian
 	payload := int64(le.Uint32(p[8:]))
 	tag, id := int64(le.Uint16(p[12:])), int64(le.Uint16(p[14:]))
 	if entryHead+tag+id+payload > int64(len(p)) {
-		return e, 0, errEntryHead
+		return e, nil, 0, errEntryHead
 	}
 	meta := p[entryHead : entryHead+tag+id]
-	crc := crc32.Update(0, castagnoli, p[4:entryHead])
+	crc := crc32.Update(seed, castagnoli, p[4:entryHead])
 	if crc32.Update(crc, castagnoli, meta) != le.Uint32(p) {
-		return e, 0, errEntryHead
+		return e, nil, 0, errEntryHead
 	}
 	e.Tag, e.ChunkID = meta[:tag:tag], meta[tag:]
 	e.Events = int(le.Uint32(p[16:]))
 	e.Flags = Flags(le.Uint16(p[20:]))
 	e.Received = time.Unix(0, int64(le.Uint64(p[24:])))
-	body := p[entryHead+tag+id:][:payload:payload]
+	body = p[entryHead+tag+id:][:payload:payload]
 	n = int(entryHead + tag + id + payload)
 	if crc32.Checksum(body, castagnoli) != le.Uint32(p[4:]) {
-		return e, n, errEntryPayload
+		return e, nil, n, errEntryPayload
 	}
-	e.Payload = [][]byte{body}
-	return e, n, nil
+	return e, body, n, nil
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -21,16 +22,23 @@ func (b *Buffer) recover(ctx context.Context) error {
 	var seqs []uint64
 	for _, name := range names {
 		seq, isChunk := chunkSeq(name)
+		old, isOld := chunkSeq(strings.TrimSuffix(name, damagedSuffix))
 		cursor, isCur := isCursor(name)
 		switch {
 		case isChunk:
 			seqs = append(seqs, seq)
+		case isOld: // its number is not used again, so that it is never replaced
+			b.lastSeq = max(b.lastSeq, old)
+		case isCur && strings.HasSuffix(name, cursorNew): // was being made
+			if err := b.fs.Remove(filepath.Join(b.opt.Dir, name)); err != nil {
+				return err
+			}
 		case isCur && !slices.Contains(b.opt.Cursors, cursor):
 			b.log.Warn("cursor of an output that is no longer configured is removed", zap.String("cursor", cursor))
 			if err := b.fs.Remove(filepath.Join(b.opt.Dir, name)); err != nil {
 				return err
 			}
-		case isCur, name == "lock", strings.HasSuffix(name, damagedSuffix):
+		case isCur, name == lockName:
 		default:
 			b.log.Warn("file in the buffer directory is not weir's and left alone", zap.String("file", name))
 		}
@@ -45,29 +53,46 @@ func (b *Buffer) recover(ctx context.Context) error {
 		}
 	}
 	if len(seqs) > 0 {
-		b.lastSeq = seqs[len(seqs)-1]
+		b.lastSeq = max(b.lastSeq, seqs[len(seqs)-1])
 	}
 	for _, name := range b.opt.Cursors {
 		if err := b.recoverCursor(name); err != nil {
 			return err
 		}
 	}
-	b.mu.Lock()
 	for _, c := range b.cursors {
+		b.mu.Lock()
 		r := b.remaining(c)
+		b.mu.Unlock()
 		c.recovered = r.Events
-		first := b.find(c.pos.seq)
-		if first == nil {
-			first = b.after(c.pos.seq)
-		}
-		if r.Bytes > 0 && first != nil {
-			c.oldest = first.begun
+		if r.Bytes > 0 {
+			c.oldest = b.begun(b.chunks[b.index(c.pos.seq)])
 		}
 	}
+	b.mu.Lock()
 	b.measure()
 	b.mu.Unlock()
 	b.removePassed()
 	return nil
+}
+
+// begun reads from a chunk's header when it was made; what cannot tell is taken
+// for new.
+func (b *Buffer) begun(c *chunk) time.Time {
+	f, err := b.fs.Open(chunkName(b.opt.Dir, c.seq))
+	if err != nil {
+		return now()
+	}
+	defer f.Close()
+	var p [frameHead]byte
+	if _, err := f.ReadAt(p[:], 0); err != nil {
+		return now()
+	}
+	head, err := decodeFrame(p[:], c.seq)
+	if err != nil {
+		return now()
+	}
+	return head.written
 }
 
 // recoverChunk finds what of a chunk is durable and adds it to b.chunks. The
@@ -90,8 +115,8 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 	}
 	c := &chunk{seq: seq, end: BlockSize, frames: 1, sealed: !newest}
 	if b.readFooter(f, c, size) {
-		b.chunks = append(b.chunks, c)
-		return b.readBegun(f, c)
+		b.add(c)
+		return nil
 	}
 	w := walker{f: f, size: size, chunk: c}
 	headerOK, err := w.header()
@@ -105,25 +130,31 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 		// Made and not yet begun when power was lost, or overwritten as a whole.
 		return b.setAside(name, size)
 	}
-	c.damaged = w.damaged
-	if w.damaged {
+	c.damaged = w.damaged || !headerOK
+	if c.damaged {
 		b.log.Error("chunk is damaged: what is readable in it is delivered", zap.String("file", name), zap.Int64("offset", w.damage))
 	}
-	switch {
-	case c.end < size && !newest:
+	if c.end < size && !newest {
 		// Another chunk was begun behind it, so its end was durable once.
 		c.damaged = true
 		b.log.Error("chunk is damaged at its end: what is readable in it is delivered", zap.String("file", name), zap.Int64("offset", c.end))
-	case c.end < size:
-		b.log.Warn("unfinished commit cut off the newest chunk", zap.String("file", name), zap.Int64("bytes", size-c.end))
-		if err := errors.Join(f.Truncate(c.end), f.Datasync()); err != nil {
-			return fmt.Errorf("cut the torn tail of %s: %w", name, err)
+		if t := w.tail; t.magic == magicCommit {
+			// Readers deliver what they can of it and count the rest.
+			c.end += t.length()
+			c.frames = t.number + 1
+			c.entries += t.entries
+			c.events += t.events
 		}
 	}
-	b.chunks = append(b.chunks, c)
-	if err := b.readBegun(f, c); err != nil {
-		return err
+	if c.end != size && (newest || c.end > size) {
+		if c.end < size {
+			b.log.Warn("unfinished commit cut off the newest chunk", zap.String("file", name), zap.Int64("bytes", size-c.end))
+		} // else the padding is missing
+		if err := errors.Join(f.Truncate(c.end), f.Datasync()); err != nil {
+			return fmt.Errorf("mend the end of %s: %w", name, err)
+		}
 	}
+	b.add(c)
 	if newest && !c.damaged && headerOK && c.end < b.chunkLimit {
 		b.active, keep = f, true
 	} else {
@@ -156,25 +187,9 @@ func (b *Buffer) readFooter(f File, c *chunk, size int64) bool {
 		return false
 	}
 	c.end, c.frames = size-BlockSize, foot.number
-	c.entries, c.events = foot.entries, foot.events
+	c.entries, c.events, c.salt = foot.entries, foot.events, foot.salt
 	c.sealed = true
 	return true
-}
-
-// readBegun takes the chunk's age from its header.
-func (b *Buffer) readBegun(f File, c *chunk) error {
-	var p [frameHead]byte
-	if _, err := f.ReadAt(p[:], 0); err != nil {
-		return fmt.Errorf("read %s: %w", chunkName(b.opt.Dir, c.seq), err)
-	}
-	head, err := decodeFrame(p[:], c.seq)
-	if err != nil {
-		c.damaged = true // the header block: no data is lost with it
-		c.begun = now()
-		return nil
-	}
-	c.begun = head.written
-	return nil
 }
 
 // walkWindow is how much a walk reads at a time.
@@ -189,6 +204,8 @@ type walker struct {
 	chunk   *chunk
 	damaged bool
 	damage  int64 // offset
+	salted  bool  // the chunk's salt is known
+	tail    frame // of a commit that is not whole, at the chunk's end
 
 	window []byte
 	at     int64 // offset of window
@@ -204,7 +221,10 @@ func (w *walker) header() (ok bool, err error) {
 	if errors.Is(err, errFrame) {
 		return false, nil
 	}
-	return err == nil && f.magic == magicHeader, err
+	if err == nil && f.magic == magicHeader {
+		w.chunk.salt, w.salted = f.salt, true
+	}
+	return w.salted, err
 }
 
 // read returns up to n bytes at off, fewer at the end of the file.
@@ -236,10 +256,15 @@ func (w *walker) walk() error {
 		if err != nil {
 			return err
 		}
-		if ok && off+f.length() >= w.size || !ok {
+		if ok && off+f.length() >= w.size {
 			// It may be the torn one: look at all of it.
-			if ok, err = w.whole(off, f, ok); err != nil {
+			ok, err := w.whole(off, f)
+			if err != nil {
 				return err
+			}
+			if !ok {
+				w.tail = f
+				return nil
 			}
 		}
 		if !ok {
@@ -257,6 +282,7 @@ func (w *walker) walk() error {
 			continue
 		}
 		off += f.length()
+		c.salt, w.salted = f.salt, true
 		c.end = off
 		c.frames = f.number + 1
 		c.entries += f.entries
@@ -275,12 +301,12 @@ func (w *walker) commitAt(off int64) (f frame, ok bool, err error) {
 	if err != nil && !errors.Is(err, errFrame) {
 		return f, false, err
 	}
-	return f, err == nil && f.magic == magicCommit && f.number >= w.chunk.frames && off+frameHead+f.body <= w.size, nil
+	return f, err == nil && f.magic == magicCommit && f.number >= w.chunk.frames && (!w.salted || f.salt == w.chunk.salt), nil
 }
 
 // whole checks every entry of the commit at off.
-func (w *walker) whole(off int64, f frame, head bool) (bool, error) {
-	if !head {
+func (w *walker) whole(off int64, f frame) (bool, error) {
+	if off+frameHead+f.body > w.size {
 		return false, nil
 	}
 	p, err := w.read(off, frameHead+f.body)
@@ -289,7 +315,7 @@ func (w *walker) whole(off int64, f frame, head bool) (bool, error) {
 	}
 	p = p[frameHead:]
 	for len(p) > 0 {
-		_, n, err := decodeEntry(p)
+		_, _, n, err := decodeEntry(p, f.seed)
 		if err != nil {
 			return false, nil
 		}
@@ -318,27 +344,29 @@ func (b *Buffer) recoverCursor(name string) error {
 	if name == "" || strings.ContainsAny(name, "/\x00") || strings.HasSuffix(name, cursorNew) {
 		return fmt.Errorf("buffer: %q cannot be the name of a cursor", name)
 	}
-	if err := b.fs.Remove(cursorName(b.opt.Dir, name) + cursorNew); err == nil {
-		b.log.Info("unfinished renewal of a cursor removed", zap.String("cursor", name))
-	}
 	c := &Cursor{b: b, name: name, ready: make(chan struct{}, 1), dropped: map[string]uint64{}}
-	log, pos, state, found, err := openCursorLog(b, name)
+	log, last, err := openCursorLog(b, name)
 	c.log = log
+	b.cursors = append(b.cursors, c)
 	if err != nil {
 		return err
 	}
-	c.state = state
+	pos := last.pos
+	c.state = last.state
 	b.lastSeq = max(b.lastSeq, pos.seq)
-	if !found && len(b.chunks) > 0 {
+	if last.serial == 0 && len(b.chunks) > 0 {
 		pos = position{seq: b.chunks[0].seq, off: BlockSize}
 	}
 	if ch := b.find(pos.seq); ch != nil {
 		if pos.off > ch.end {
 			b.log.Error("cursor is behind the end of its chunk: what lay between is lost", zap.String("cursor", name), zap.Uint64("chunk", pos.seq))
 			pos = position{seq: ch.seq, off: ch.end, entries: ch.entries, events: ch.events}
+			// What comes next to that place is not what the cursor has passed.
+			if err := log.save(pos, last.state); err != nil {
+				return err
+			}
 		}
 	}
 	c.pos = pos
-	b.cursors = append(b.cursors, c)
 	return nil
 }

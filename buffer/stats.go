@@ -141,22 +141,21 @@ func (b *Buffer) Stats() Stats {
 
 // remaining adds up what the cursor has not committed. b.mu is held.
 func (b *Buffer) remaining(cur *Cursor) (r Remaining) {
-	for _, c := range b.chunks {
-		if c.seq < cur.pos.seq {
-			continue
-		}
-		bytes, entries, events := c.end-BlockSize, c.entries, c.events
-		if c.seq == cur.pos.seq {
-			bytes = c.end - cur.pos.off
-			entries -= min(entries, cur.pos.entries)
-			events -= min(events, cur.pos.events)
-		}
-		r.Bytes += bytes
-		r.Entries += entries
-		r.Events += events
-		if bytes > 0 {
-			r.Chunks++
+	i := b.index(cur.pos.seq)
+	if i == len(b.chunks) {
+		return r
+	}
+	first := b.chunks[i]
+	passed := first.before
+	r.Chunks = len(b.chunks) - i
+	if first.seq == cur.pos.seq {
+		passed = passed.plus(tally{cur.pos.off - BlockSize, min(cur.pos.entries, first.entries), min(cur.pos.events, first.events)})
+		if cur.pos.off == first.end {
+			r.Chunks--
 		}
 	}
+	r.Bytes = b.total.bytes - passed.bytes
+	r.Entries = b.total.entries - passed.entries
+	r.Events = b.total.events - passed.events
 	return r
 }
