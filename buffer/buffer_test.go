@@ -107,10 +107,14 @@ func take(t *testing.T, b *Buffer, cursor string, first, n, size, maxBytes int) 
 
 func requireEntry(t *testing.T, got Entry, want *Entry) {
 	t.Helper()
-	if !bytes.Equal(got.Tag, want.Tag) || !bytes.Equal(got.ChunkID, want.ChunkID) || !got.Received.Equal(want.Received) ||
-		got.Events != want.Events || got.Flags != want.Flags || !bytes.Equal(bytes.Join(got.Payload, nil), bytes.Join(want.Payload, nil)) {
+	if !sameEntry(&got, want) {
 		t.Fatalf("entry %q %q, want %q", got.Tag, got.ChunkID, want.Tag)
 	}
+}
+
+func sameEntry(got, want *Entry) bool {
+	return bytes.Equal(got.Tag, want.Tag) && bytes.Equal(got.ChunkID, want.ChunkID) && got.Received.Equal(want.Received) &&
+		got.Events == want.Events && got.Flags == want.Flags && bytes.Equal(bytes.Join(got.Payload, nil), bytes.Join(want.Payload, nil))
 }
 
 // requireEmpty fails if the cursor has anything to read.

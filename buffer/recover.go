@@ -256,30 +256,24 @@ func (w *walker) walk() error {
 		if err != nil {
 			return err
 		}
-		if ok && off+f.length() >= w.size {
-			// It may be the torn one: look at all of it.
-			ok, err := w.whole(off, f)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				w.tail = f
-				return nil
-			}
-		}
 		if !ok {
-			next, err := w.resync(off)
+			next, err := w.resync(off + BlockSize)
 			if err != nil {
 				return err
 			}
 			if next == 0 {
 				return nil // nothing behind it: the torn tail
 			}
-			if !w.damaged {
-				w.damaged, w.damage = true, off
-			}
+			w.foundDamage(off)
 			off = next
 			continue
+		}
+		if ok, err = w.sound(off, f); err != nil {
+			return err
+		}
+		if !ok {
+			w.tail = f
+			return nil
 		}
 		off += f.length()
 		c.salt, w.salted = f.salt, true
@@ -289,6 +283,35 @@ func (w *walker) walk() error {
 		c.events += f.events
 	}
 	return nil
+}
+
+func (w *walker) foundDamage(off int64) {
+	if !w.damaged {
+		w.damaged, w.damage = true, off
+	}
+}
+
+// sound reports whether the commit at off was durable once. Each was before the
+// next one was begun, so that only one with nothing behind it may be torn.
+func (w *walker) sound(off int64, f frame) (bool, error) {
+	end := off + f.length()
+	p, err := w.read(end, frameHead)
+	if err != nil {
+		return false, err
+	}
+	next, err := decodeFrame(p, w.chunk.seq)
+	if err == nil && next.magic != magicHeader && next.salt == f.salt && next.number == f.number+1 {
+		return true, nil
+	}
+	ok, err := w.whole(off, f)
+	if ok || err != nil {
+		return ok, err
+	}
+	behind, err := w.resync(end)
+	if behind > 0 {
+		w.foundDamage(off)
+	}
+	return behind > 0, err
 }
 
 // commitAt reads the head of the commit at off.
@@ -324,9 +347,9 @@ func (w *walker) whole(off int64, f frame) (bool, error) {
 	return true, nil
 }
 
-// resync finds a commit behind damage at off; 0 if there is none.
+// resync finds the first commit at off or behind it; 0 if there is none.
 func (w *walker) resync(off int64) (int64, error) {
-	for off += BlockSize; off < w.size; off += BlockSize {
+	for ; off < w.size; off += BlockSize {
 		_, ok, err := w.commitAt(off)
 		if err != nil {
 			return 0, err

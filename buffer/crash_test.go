@@ -1,0 +1,217 @@
+package buffer
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/zap"
+)
+
+// promise is what the users of a buffer have been told so far.
+type promise struct {
+	mu    sync.Mutex
+	acked int            // entries 0 to acked-1 are durable
+	begun int            // entries handed to Append
+	next  map[string]int // cursor -> entries before this were committed
+	tried map[string]int // cursor -> a commit up to this was begun
+	size  func(n int) int
+}
+
+func (p *promise) read(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+// check opens what a crash has left and reads it: all that was acked is there,
+// once, whole and in order, from where the cursor's state says.
+func (p *promise) check(m *memFS, o Options) error {
+	o.FS, o.Log = m, zap.NewNop()
+	b, err := Open(context.Background(), o)
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	defer b.Close(context.Background())
+	for _, c := range b.cursors {
+		at := 0
+		if s := string(c.State()); s != "" {
+			if at, err = strconv.Atoi(s); err != nil {
+				return err
+			}
+		}
+		if at < p.next[c.name] || at > p.tried[c.name] {
+			return fmt.Errorf("cursor %s at %d, want %d to %d", c.name, at, p.next[c.name], p.tried[c.name])
+		}
+		for c.Remaining().Bytes > 0 {
+			batch, err := c.Next(context.Background(), 10_000)
+			if err != nil {
+				return fmt.Errorf("cursor %s: %w", c.name, err)
+			}
+			for _, e := range batch.Entries {
+				want := entry(at, p.size(at))
+				if !sameEntry(&e, want) {
+					return fmt.Errorf("cursor %s: entry %q where %d should be", c.name, e.Tag, at)
+				}
+				at++
+			}
+			if err := c.Commit(batch, nil); err != nil {
+				return err
+			}
+		}
+		if at < p.acked || at > p.begun {
+			return fmt.Errorf("cursor %s: entries up to %d, %d were acked, %d begun", c.name, at, p.acked, p.begun)
+		}
+	}
+	// It goes on working.
+	o2 := newOutcome()
+	if err := b.Append(context.Background(), entry(0, 10), o2); err != nil {
+		return err
+	}
+	if err := <-o2; err != nil {
+		return err
+	}
+	for _, c := range b.Stats().Cursors {
+		if c.Recovered+entryEvents(0) != c.Delivered+c.Remaining.Events || c.Remaining.Events != entryEvents(0) {
+			return fmt.Errorf("balance: %+v", c)
+		}
+	}
+	return nil
+}
+
+func entryEvents(n int) uint64 { return uint64(entry(n, 0).Events) }
+
+// TestPowerCut cuts the power after each operation of a workload, in several
+// ways, and checks the promises on what is left.
+func TestPowerCut(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	p := &promise{next: map[string]int{}, tried: map[string]int{}, size: func(n int) int { return n * 613 % 9000 }}
+	m := newMemFS()
+	o := Options{Dir: "/b", FS: m, ChunkLimit: 5 * BlockSize, Cursors: []string{"x", "y"}}
+	states := 0
+	var failures []string
+	m.after = func() {
+		for how := range cuts {
+			times := 1
+			if how == cutTorn {
+				times = 6
+			}
+			for range times {
+				states++
+				p.read(func() {
+					if err := p.check(m.crash(how, rnd), o); err != nil && len(failures) < 10 {
+						failures = append(failures, fmt.Sprintf("operation %d, cut %d: %v", m.ops, how, err))
+					}
+				})
+			}
+		}
+	}
+	commit := func(b *Buffer, name string, size int) {
+		c, err := b.Cursor(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch, err := c.Next(t.Context(), size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var at int
+		p.read(func() { p.tried[name] += len(batch.Entries); at = p.tried[name] })
+		if err := c.Commit(batch, []byte(strconv.Itoa(at))); err != nil {
+			t.Fatal(err)
+		}
+		p.read(func() { p.next[name] = at })
+	}
+	for run := range 3 {
+		b := open(t, o)
+		for round := range 8 {
+			// Several entries at once, so that commits are shared and torn ones have
+			// more than one.
+			var outcomes []outcome
+			for range 1 + round%3 {
+				var n int
+				p.read(func() { n = p.begun; p.begun++ })
+				out := newOutcome()
+				if err := b.Append(t.Context(), entry(n, p.size(n)), out); err != nil {
+					t.Fatal(err)
+				}
+				outcomes = append(outcomes, out)
+			}
+			for _, out := range outcomes {
+				if err := out.wait(t); err != nil {
+					t.Fatal(err)
+				}
+				p.read(func() { p.acked++ })
+			}
+			if round%2 == 1 {
+				commit(b, "x", 20_000)
+			}
+			if round == 3 && run > 0 {
+				commit(b, "y", 1)
+			}
+		}
+		closeBuffer(t, b)
+	}
+	if len(failures) > 0 {
+		t.Errorf("of %d states:\n%s", states, strings.Join(failures, "\n"))
+	}
+	if states < 1000 {
+		t.Errorf("only %d states", states)
+	}
+	t.Logf("%d states", states)
+}
+
+// TestStaleBytes tears each commit over what the file held before, a chunk of
+// the same number and lengths: no old entry comes back, no torn commit passes for
+// damage.
+func TestStaleBytes(t *testing.T) {
+	// One entry begins with each block, but for the frame's head.
+	const size = BlockSize - entryHead - len("tag.10") - len("id-10\n")
+	name := chunkName("/b", 1)
+	write := func(first int) []byte {
+		m := newMemFS()
+		b := open(t, Options{Dir: "/b", FS: m})
+		put(t, b, first, first+1, 10)
+		together(t, m, b, first+1, first+6, size)
+		put(t, b, first+6, first+7, 10)
+		closeBuffer(t, b)
+		return m.names[name].data
+	}
+	old, fresh := write(10), write(20)
+	if len(fresh) != len(old) {
+		t.Fatalf("%d bytes, want %d", len(fresh), len(old))
+	}
+	for cut := 64; cut <= len(fresh); cut += 64 {
+		m := newMemFS()
+		m.names[name] = &inode{data: append(bytes.Clone(fresh[:cut]), old[cut:]...)}
+		b, err := Open(t.Context(), Options{Dir: "/b", FS: m, Cursors: []string{"out"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for c := b.cursors[0]; c.Remaining().Bytes > 0; {
+			batch, err := c.Next(t.Context(), 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range batch.Entries {
+				if !strings.HasPrefix(string(e.Tag), "tag.2") {
+					t.Fatalf("cut at %d: old entry %q", cut, e.Tag)
+				}
+			}
+			if err := c.Commit(batch, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s := b.Stats().Cursors[0]; len(s.Dropped) > 0 {
+			t.Fatalf("cut at %d: %v", cut, s.Dropped)
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
