@@ -32,6 +32,10 @@ type Config struct {
 	// a certificate of one of them.
 	ClientCAPath  string
 	RequireClient bool
+	// KeyPassphrase and CAKeyPassphrase decrypt the keys, if they are encrypted.
+	KeyPassphrase, CAKeyPassphrase string
+	// Ciphers are the suites of TLS 1.2; nil for Go's choice.
+	Ciphers []uint16
 	// MinVersion and MaxVersion are tls.VersionTLS12 and the like.
 	MinVersion, MaxVersion uint16
 	// Hostname is the name in a certificate that is made.
@@ -119,7 +123,7 @@ func (s *Store) load(stamp string) error {
 	if err != nil {
 		return err
 	}
-	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: s.c.MinVersion, MaxVersion: s.c.MaxVersion}
+	c := &tls.Config{Certificates: []tls.Certificate{cert}, CipherSuites: s.c.Ciphers, MinVersion: s.c.MinVersion, MaxVersion: s.c.MaxVersion}
 	if s.c.ClientCAPath != "" {
 		b, err := os.ReadFile(s.c.ClientCAPath)
 		if err != nil {
@@ -140,13 +144,13 @@ func (s *Store) load(stamp string) error {
 func (s *Store) certificate() (tls.Certificate, error) {
 	switch {
 	case s.c.CertPath != "":
-		cert, err := tls.LoadX509KeyPair(s.c.CertPath, s.c.KeyPath)
+		cert, err := loadPair(s.c.CertPath, s.c.KeyPath, s.c.KeyPassphrase)
 		if err != nil {
 			return cert, fmt.Errorf("cert_path %s, private_key_path %s: %w", s.c.CertPath, s.c.KeyPath, err)
 		}
 		return cert, nil
 	case s.c.CACertPath != "":
-		ca, err := tls.LoadX509KeyPair(s.c.CACertPath, s.c.CAKeyPath)
+		ca, err := loadPair(s.c.CACertPath, s.c.CAKeyPath, s.c.CAKeyPassphrase)
 		if err != nil {
 			return ca, fmt.Errorf("ca_cert_path %s, ca_private_key_path %s: %w", s.c.CACertPath, s.c.CAKeyPath, err)
 		}
