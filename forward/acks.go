@@ -18,9 +18,14 @@ func (s *session) complete(m *Message, err error) {
 	srv.counters.inFlight.Add(-1)
 	srv.counters.observe(time.Since(m.Received))
 	if err == nil {
-		srv.counters.messages[m.Mode].Add(1)
-		srv.counters.events[m.Mode].Add(uint64(m.Events))
-		srv.counters.bytes[m.Mode].Add(uint64(m.Size))
+		if m.Events > 0 || m.Invalid == nil {
+			srv.counters.messages[m.Mode].Add(1)
+			srv.counters.events[m.Mode].Add(uint64(m.Events))
+			srv.counters.bytes[m.Mode].Add(uint64(m.Size))
+		}
+		if m.Invalid != nil {
+			srv.setAside(m)
+		}
 	} else {
 		srv.refused(s, m, err)
 	}

@@ -35,15 +35,72 @@ type window struct {
 }
 
 // check decompresses payload through the scanner and returns the number of
-// events. limit is the most bytes it may decompress to.
-func (f *inflater) check(payload []byte, c Compression, depth int, limit int64) (events int, err error) {
+// events.
+func (f *inflater) check(payload []byte, c Compression, l parserLimits) (events int, err error) {
 	w, r, err := f.open(payload, c)
 	if err != nil {
 		return 0, err
 	}
 	defer f.close(w, c)
-	w.stream.reset(depth)
-	return w.drain(r, c, limit)
+	w.stream.reset(l.depth)
+	return w.drain(limited{r: r, from: int64(len(payload)), c: c, l: l}, c)
+}
+
+// size is how many bytes payload decompresses to; they are read to the end.
+func (f *inflater) size(payload []byte, c Compression, l parserLimits) (n int64, err error) {
+	w, r, err := f.open(payload, c)
+	if err != nil {
+		return 0, err
+	}
+	defer f.close(w, c)
+	n, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{&limited{r: r, from: int64(len(payload)), c: c, l: l}}, w.buf[:])
+	return n, inflateRefusal(c, err)
+}
+
+// text decompresses a payload of which size has told the length.
+func (f *inflater) text(payload []byte, c Compression, size int) ([]byte, error) {
+	w, r, err := f.open(payload, c)
+	if err != nil {
+		return nil, err
+	}
+	defer f.close(w, c)
+	p := make([]byte, size)
+	_, err = io.ReadFull(r, p)
+	return p, inflateRefusal(c, err)
+}
+
+// inflateRefusal gives an error of decompressing its reason.
+func inflateRefusal(c Compression, err error) error {
+	var r *Refusal
+	if err == nil || errors.As(err, &r) {
+		return err
+	}
+	return refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
+}
+
+// limited is the decompressed text of a payload, as far as the limits go.
+type limited struct {
+	r     io.Reader
+	from  int64 // compressed bytes
+	total int64
+	c     Compression
+	l     parserLimits
+}
+
+// ratioFrom is how many bytes any payload may decompress to, whatever its ratio.
+const ratioFrom = 1 << 20
+
+// Read implements io.Reader.
+func (t *limited) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	t.total += int64(n)
+	switch {
+	case t.total > t.l.inflated:
+		return 0, refuse(ReasonInflated, fmt.Errorf("the %v payload decompresses to more than %d bytes; raise decompression_size_limit, or lower the sender's chunk size", t.c, t.l.inflated))
+	case t.total > ratioFrom && t.total/t.l.ratio > t.from:
+		return 0, refuse(ReasonRatio, fmt.Errorf("the %v payload of %d bytes decompresses to more than %d times as many; raise decompression_ratio_limit", t.c, t.from, t.l.ratio))
+	}
+	return n, err
 }
 
 // open returns a pooled window and the decompressed payload.
@@ -89,15 +146,10 @@ func (f *inflater) pool(c Compression) *sync.Pool {
 
 // drain reads r to its end. The scanner leaves at most a header unconsumed,
 // which is carried to the front of the window.
-func (w *window) drain(r io.Reader, c Compression, limit int64) (events int, err error) {
-	var total int64
+func (w *window) drain(r limited, c Compression) (events int, err error) {
 	kept := 0
 	for {
 		n, err := r.Read(w.buf[kept:])
-		total += int64(n)
-		if total > limit {
-			return 0, refuse(ReasonInflated, fmt.Errorf("the %v payload decompresses to more than %d bytes; raise decompression_size_limit, or lower the sender's chunk size", c, limit))
-		}
 		have := kept + n
 		used, scanErr := w.stream.scanEvents(w.buf[:have], noLimit)
 		if scanErr != nil {
@@ -111,7 +163,7 @@ func (w *window) drain(r io.Reader, c Compression, limit int64) (events int, err
 			return w.stream.events, nil
 		}
 		if err != nil {
-			return 0, refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
+			return 0, inflateRefusal(c, err)
 		}
 	}
 }

@@ -23,6 +23,7 @@ var (
 	errTime      = errors.New("the time of an event is neither an integer nor an EventTime")
 	errTimeRange = errors.New("the time of an event is not within the years 1 to 9999")
 	errRecord    = errors.New("the record of an event is not a map")
+	errNilRecord = errors.New("the record of an event is nil")
 	errMetadata  = errors.New("the metadata of an event is not a map")
 )
 

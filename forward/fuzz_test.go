@@ -73,18 +73,40 @@ func FuzzSession(f *testing.F) {
 	f.Add(pack([]any{"t", []any{[]any{[]any{1, dict{}}, dict{"a": 1}}}}))
 	f.Add([]byte(`["t",1,{"a":[1,2]},{"chunk":"x"}]["t",[[1,{}]]]`))
 	f.Add([]byte("\xc0\x93\xa1t\xd7\x00\x00\x00\x00\x01\x00\x00\x00\x02\x80"))
-	f.Fuzz(func(t *testing.T, p []byte) { feed(t, p, nil) })
+	f.Fuzz(func(t *testing.T, p []byte) {
+		feed(t, p, Config{})
+		feed(t, p, Config{Quarantine: true})
+	})
+}
+
+// FuzzSalvage sorts the events of a hostile stream: the good ones are valid, and
+// no byte is lost but those of events without a record.
+func FuzzSalvage(f *testing.F) {
+	f.Add(append(stream(2), "\x92\xa1x\x80\x92\x01\xc0\x92\x01\x80\xdd\xff\xff\xff\xff"...))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		s := sortEvents(p, 50)
+		if len(s.good)+len(s.bad) > len(p) || s.nils == 0 && len(s.good)+len(s.bad) != len(p) || (s.why == nil) != (len(s.bad) == 0) {
+			t.Fatalf("%d good and %d bad bytes of %d, %d nils, %v", len(s.good), len(s.bad), len(p), s.nils, s.why)
+		}
+		var st streamScanner
+		st.reset(50)
+		if n, err := st.scanEvents(s.good, noLimit); err != nil || n != len(s.good) || !st.atBoundary() || st.events != s.valid {
+			t.Fatalf("good: %d of %d bytes, %d of %d events, %v", n, len(s.good), st.events, s.valid, err)
+		}
+	})
 }
 
 // FuzzHandshake does the same before the handshake is done.
 func FuzzHandshake(f *testing.F) {
 	f.Add(pack([]any{"PING", "host", "salt", "digest", "user", "password"}))
 	f.Add([]byte("\x96\xa4PING\xc4\x01h\xdb\xff\xff\xff\xff"))
-	f.Fuzz(func(t *testing.T, p []byte) { feed(t, p, security()) })
+	f.Fuzz(func(t *testing.T, p []byte) { feed(t, p, Config{Security: security()}) })
 }
 
-func feed(t *testing.T, p []byte, sec *Security) {
-	srv, err := NewServer(Config{Handler: counting{t}, Security: sec, Memory: 1 << 20, MessageSizeLimit: 1 << 18, DecompressionSizeLimit: 1 << 20, MaxDepth: 50})
+func feed(t *testing.T, p []byte, c Config) {
+	c.Handler = counting{t}
+	c.Memory, c.MessageSizeLimit, c.DecompressionSizeLimit, c.MaxDepth = 1<<20, 1<<18, 1<<20, 50
+	srv, err := NewServer(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +163,7 @@ func FuzzDecompress(f *testing.F) {
 		if isGzip {
 			c = Gzip
 		}
-		n, err := in.check(p, c, 100, 1<<20)
+		n, err := in.check(p, c, parserLimits{depth: 100, inflated: 1 << 20, ratio: 500})
 		if err != nil {
 			return
 		}

@@ -96,6 +96,25 @@ var errHandshake = errors.New("handshake failed")
 
 func randomBytes(b []byte) { rand.Read(b) } // never fails: see crypto/rand
 
+// authenticate does the handshakes that are configured. A sender that failed
+// before waits first.
+func (s *session) authenticate(ctx context.Context) error {
+	if s.srv.config.TLS == nil && s.srv.config.Security == nil {
+		return nil
+	}
+	if err := s.servePenalty(ctx); err != nil {
+		return err
+	}
+	if err := s.handshakeTLS(ctx); err != nil {
+		return err
+	}
+	if err := s.handshake(ctx); err != nil {
+		return err
+	}
+	s.srv.penalties.pass(clientOf(s.remote))
+	return nil
+}
+
 // handshakeTLS completes the handshake of TLS, if the connection is one. A
 // connection that ends before its first byte is a health check.
 func (s *session) handshakeTLS(ctx context.Context) error {
@@ -159,6 +178,7 @@ func (s *session) handshake(ctx context.Context) error {
 // handshakeFailed counts and logs a sender that was turned away.
 func (s *session) handshakeFailed(reason string) error {
 	s.srv.counters.handshakeFailed.Add(1)
+	s.srv.penalties.fail(clientOf(s.remote), time.Now())
 	if ok, muted := s.srv.refusals.allow(time.Now()); ok {
 		s.srv.log.Warn("handshake failed", zap.Stringer("sender", s.remote), zap.String("reason", reason), zap.Uint64("not_logged", muted))
 	}

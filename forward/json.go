@@ -73,6 +73,10 @@ func (s *session) nextJSON(ctx context.Context, p []byte) (more bool, err error)
 	}
 	p = p[:s.text.pos]
 	m, err := s.messageOfJSON(p)
+	var why *Refusal
+	if errors.As(err, &why) && s.srv.config.Quarantine && why.canSetAside() {
+		m, err = s.invalidJSON(p, why), nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -128,10 +132,8 @@ func (s *session) messageOfJSON(p []byte) (*Message, error) {
 		if err := json.Unmarshal(parts[1], &entries); err != nil {
 			return nil, refuse(ReasonBroken, fmt.Errorf("JSON: %w", err))
 		}
-		for _, e := range entries {
-			if err := encodeJSON(enc, &stream, e); err != nil {
-				return nil, err
-			}
+		if err := s.encodeEntries(m, enc, &stream, parts[0], entries); err != nil {
+			return nil, err
 		}
 	} else {
 		m.Mode = ModeMessage
@@ -154,21 +156,91 @@ func (s *session) messageOfJSON(p []byte) (*Message, error) {
 			return nil, err
 		}
 	}
-	payload := stream.Bytes()
-	st := &s.parser.stream
-	st.reset(s.srv.limits.depth)
-	n, err := st.scanEvents(payload, noLimit)
-	if err != nil {
-		return nil, streamRefusal(err)
+	if m.Mode == ModeMessage {
+		switch err := checkEvent(stream.Bytes(), s.srv.limits.depth); {
+		case err == nil:
+			m.Events = 1
+		case errors.Is(err, errNilRecord):
+			s.srv.counters.nilRecords.Add(1)
+			return m, nil
+		default:
+			return nil, streamRefusal(err)
+		}
 	}
-	if n < len(payload) || !st.atBoundary() {
-		return nil, refuse(ReasonType, errPair)
-	}
-	m.Events = st.events
-	m.pieces[0] = payload
+	m.pieces[0] = stream.Bytes()
 	m.Payload = m.pieces[:1]
-	m.Size = len(payload)
+	m.Size = len(m.pieces[0])
 	return m, nil
+}
+
+// encodeEntries writes the entries that are valid to the stream. Without a
+// quarantine, the first that is not is the error.
+func (s *session) encodeEntries(m *Message, enc *msgpack.Encoder, stream *bytes.Buffer, tag json.RawMessage, entries []json.RawMessage) error {
+	var bad []json.RawMessage
+	var why *Refusal
+	for _, e := range entries {
+		start := stream.Len()
+		err := encodeJSON(enc, stream, e)
+		if err == nil {
+			err = checkEvent(stream.Bytes()[start:], s.srv.limits.depth)
+		}
+		if err == nil {
+			m.Events++
+			continue
+		}
+		stream.Truncate(start)
+		if errors.Is(err, errNilRecord) {
+			s.srv.counters.nilRecords.Add(1)
+			continue
+		}
+		if why == nil && !errors.As(err, &why) {
+			why = streamRefusal(err)
+		}
+		if !s.srv.config.Quarantine || s.srv.config.QuarantineWhole {
+			return why
+		}
+		bad = append(bad, e)
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	rest, err := json.Marshal([]any{tag, bad})
+	if err != nil {
+		return refuse(ReasonBroken, fmt.Errorf("JSON: %w", err))
+	}
+	m.Invalid = &Invalid{Reason: why.Reason, Err: why.Err, Kind: InvalidJSON, Tag: m.Tag, Data: rest, Events: len(bad)}
+	return nil
+}
+
+// checkEvent says what is wrong with the one event that p should be.
+func checkEvent(p []byte, depth int) error {
+	var st streamScanner
+	st.reset(depth)
+	n, err := st.scanEvents(p, noLimit)
+	if err == nil && (n < len(p) || st.events != 1 || !st.atBoundary()) {
+		return errPair
+	}
+	return err
+}
+
+// invalidJSON makes a Message of a JSON value that cannot be taken.
+func (s *session) invalidJSON(p []byte, why *Refusal) *Message {
+	m := s.srv.newMessage(s)
+	m.Invalid = &Invalid{Reason: why.Reason, Err: why.Err, Kind: InvalidJSON, Data: p}
+	var parts []json.RawMessage
+	if json.Unmarshal(p, &parts) != nil || len(parts) == 0 {
+		return m
+	}
+	var tag string
+	if json.Unmarshal(parts[0], &tag) == nil && len(tag) <= maxTag {
+		m.Tag = []byte(tag)
+		m.Invalid.Tag = m.Tag
+	}
+	if len(parts) > 3 || len(parts) == 3 && parts[1][0] == '[' {
+		// Without a chunk id to be read there is no ack.
+		_ = m.setJSONOption(parts[len(parts)-1])
+	}
+	return m
 }
 
 // setJSONOption reads {"chunk": id}. The ack will carry the id's own text.

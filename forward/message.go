@@ -45,8 +45,8 @@ const (
 	Zstd
 )
 
-// Message is one whole message of the protocol, checked: every event of it is
-// valid. Tag, Chunk and Payload are valid only until Handle returns.
+// Message is one whole message of the protocol, checked: every event in Payload
+// is valid. Tag, Chunk and Payload are valid only until Handle returns.
 type Message struct {
 	Mode Mode
 	Tag  []byte
@@ -63,6 +63,10 @@ type Message struct {
 	Compression Compression
 	Received    time.Time
 	Remote      net.Addr
+	// Invalid is what of the message is not in Payload, because it can never be
+	// taken; nil if all of it is. It must be kept before Done is called with nil,
+	// or it is lost. Events may be 0 then, and Payload empty.
+	Invalid *Invalid
 
 	session *session
 	wantAck bool
@@ -82,6 +86,12 @@ type Message struct {
 // it must send the message again. The error is counted under its Reason, see
 // Refusal.
 func (m *Message) Done(err error) { m.session.complete(m, err) }
+
+// setChunk takes the chunk id of the option, for the ack.
+func (m *Message) setChunk(o option) {
+	m.Chunk, m.wantAck = o.chunk, true
+	m.ack = append(m.ack[:0], o.chunkRaw...)
+}
 
 // Handler takes the messages of a Server.
 type Handler interface {
@@ -106,17 +116,21 @@ func (r *Refusal) Unwrap() error { return r.Err }
 
 // Reasons for which a Server refuses a message.
 const (
-	ReasonNotForward = "not_forward"  // the stream is no Forward protocol at all
-	ReasonBroken     = "broken"       // no valid msgpack or JSON
-	ReasonType       = "wrong_type"   // valid, but not what the protocol wants there
-	ReasonDepth      = "too_deep"     // nested deeper than MaxDepth
-	ReasonSize       = "too_large"    // longer than MessageSizeLimit
-	ReasonDecompress = "decompress"   // compressed payload that does not decompress
-	ReasonInflated   = "decompressed" // decompressed payload over DecompressionSizeLimit
-	ReasonCut        = "cut"          // the connection ended in the middle of a message
-	ReasonStalled    = "stalled"      // the rest of a message did not come in time
-	ReasonMemory     = "memory"       // no room in the memory budget in time
-	ReasonHandler    = "handler"      // the handler gave no reason of its own
+	ReasonNotForward  = "not_forward"  // the stream is no Forward protocol at all
+	ReasonBroken      = "broken"       // no valid msgpack or JSON
+	ReasonType        = "wrong_type"   // valid, but not what the protocol wants there
+	ReasonDepth       = "too_deep"     // nested deeper than MaxDepth
+	ReasonSize        = "too_large"    // longer than MessageSizeLimit
+	ReasonDecompress  = "decompress"   // compressed payload that does not decompress
+	ReasonInflated    = "decompressed" // decompressed payload over DecompressionSizeLimit
+	ReasonRatio       = "ratio"        // decompressed payload over DecompressionRatioLimit times the compressed
+	ReasonCut         = "cut"          // the connection ended in the middle of a message
+	ReasonStalled     = "stalled"      // the rest of a message did not come in time
+	ReasonSlow        = "slow"         // a message came slower than MinRate
+	ReasonConnections = "connections"  // the sender behind a balancer has too many
+	ReasonProxy       = "proxy"        // no PROXY header where one must be
+	ReasonMemory      = "memory"       // no room in the memory budget in time
+	ReasonHandler     = "handler"      // the handler gave no reason of its own
 )
 
 // refuse makes a *Refusal, choosing the reason for errors that have their own.

@@ -33,12 +33,19 @@ type parser struct {
 	stream   streamScanner
 	scan     Scanner
 	rest     int // elements still to come after the events
+
+	invalid *Refusal // why the message cannot be taken, in and after inInvalid
+	objects uint64   // still to come of an invalid message
+	skip    uint64   // bytes still to come of its present object
 }
 
 // parserLimits are the limits of one server.
 type parserLimits struct {
-	depth   int
-	message int64
+	depth    int
+	message  int64 // bytes
+	inflated int64 // bytes that a compressed payload may decompress to
+	ratio    int64 // of decompressed to compressed bytes
+	setAside bool  // look for the end of messages that cannot be taken
 }
 
 // span is a part of the message.
@@ -57,6 +64,7 @@ const (
 	inEvent   // Message: time and record
 	atOption
 	inOption
+	inInvalid // looking for the end of a message that cannot be taken
 	complete
 )
 
@@ -65,6 +73,7 @@ func (ps *parser) reset(l parserLimits) {
 	ps.step, ps.pos = atMessage, 0
 	ps.heart = false
 	ps.option = span{}
+	ps.invalid = nil
 }
 
 // bodyNeed is the length of the message up to the end of its packed payload, as
@@ -99,19 +108,32 @@ func (ps *parser) parse(p []byte) (done bool, err error) {
 				return false, nil
 			}
 			if n < 2 || n > 4 {
-				return false, refuse(ReasonType, fmt.Errorf("a message is an array of 2 to 4, not of %d", n))
+				why := refuse(ReasonType, fmt.Errorf("a message is an array of 2 to 4, not of %d", n))
+				if head > 1 {
+					return false, why
+				}
+				if err := ps.reject(why); err != nil {
+					return false, err
+				}
+				continue
 			}
 			ps.elements, ps.pos, ps.step = int(n), head, atTag
 		case atTag:
 			body, n, ok := stringHeader(p[ps.pos:])
 			if !ok {
-				return false, refuse(ReasonType, errors.New("the tag is not a string"))
+				if err := ps.reject(refuse(ReasonType, errors.New("the tag is not a string"))); err != nil {
+					return false, err
+				}
+				continue
 			}
 			if n == 0 {
 				return false, nil
 			}
 			if body > maxTag {
-				return false, refuse(ReasonSize, fmt.Errorf("the tag has %d bytes, the limit is %d", body, maxTag))
+				if err := ps.reject(refuse(ReasonSize, fmt.Errorf("the tag has %d bytes, the limit is %d", body, maxTag))); err != nil {
+					return false, err
+				}
+				continue
 			}
 			end := ps.pos + n + int(body)
 			if end > len(p) {
@@ -120,14 +142,21 @@ func (ps *parser) parse(p []byte) (done bool, err error) {
 			ps.tag = span{ps.pos + n, end}
 			ps.pos, ps.step = end, atBody
 		case atBody:
-			if err := ps.body(p); err != nil || ps.step == atBody {
-				return false, err
+			if err := ps.body(p); err != nil {
+				if err := ps.rejected(err); err != nil {
+					return false, err
+				}
+			} else if ps.step == atBody {
+				return false, nil
 			}
 		case inEntries:
 			n, err := ps.stream.scanEvents(p[ps.pos:], int(ps.entries))
 			ps.pos += n
 			if err != nil {
-				return false, streamRefusal(err)
+				if err := ps.reject(streamRefusal(err)); err != nil {
+					return false, err
+				}
+				continue
 			}
 			if ps.stream.events < int(ps.entries) {
 				return false, ps.tooLong(uint64(ps.pos))
@@ -145,7 +174,10 @@ func (ps *parser) parse(p []byte) (done bool, err error) {
 			n, err := ps.stream.scanEvents(p[ps.pos:], 1)
 			ps.pos += n
 			if err != nil {
-				return false, streamRefusal(err)
+				if err := ps.reject(streamRefusal(err)); err != nil {
+					return false, err
+				}
+				continue
 			}
 			if ps.stream.events < 1 {
 				return false, ps.tooLong(uint64(ps.pos))
@@ -164,7 +196,10 @@ func (ps *parser) parse(p []byte) (done bool, err error) {
 			n, done, err := ps.scan.Scan(p[ps.pos:])
 			ps.pos += n
 			if err != nil {
-				return false, streamRefusal(err)
+				if err := ps.reject(streamRefusal(err)); err != nil {
+					return false, err
+				}
+				continue
 			}
 			if ps.pos-ps.option.from > maxOption {
 				return false, refuse(ReasonSize, fmt.Errorf("the option has more than %d bytes", maxOption))
@@ -174,10 +209,27 @@ func (ps *parser) parse(p []byte) (done bool, err error) {
 			}
 			ps.option.to = ps.pos
 			ps.step = complete
+		case inInvalid:
+			if done, err := ps.findEnd(p); err != nil || !done {
+				if err == nil {
+					err = ps.tooLong(uint64(ps.pos))
+				}
+				return false, err
+			}
+			ps.step = complete
 		case complete:
 			return true, ps.tooLong(uint64(ps.pos))
 		}
 	}
+}
+
+// rejected is reject for errors that may be no refusal of the message's shape.
+func (ps *parser) rejected(err error) error {
+	var why *Refusal
+	if !errors.As(err, &why) || why.Reason != ReasonType {
+		return err
+	}
+	return ps.reject(why)
 }
 
 // body looks at the second element, which decides the mode; it leaves the step
@@ -329,6 +381,7 @@ func parseOption(p []byte) (o option, err error) {
 	if !ok {
 		return o, refuse(ReasonType, errors.New("the option is not a map"))
 	}
+	var bad error // what is wrong with an option; the chunk id is read nevertheless
 	for range pairs {
 		keyLen, head, isString := stringHeader(p[n:])
 		var key []byte
@@ -350,12 +403,13 @@ func parseOption(p []byte) (o option, err error) {
 			if value[0] == 0xc0 {
 				continue
 			}
-			idLen, head, ok := stringHeader(value)
+			// in_forward echoes an id of any type, so weir does.
+			_, head, ok := stringHeader(value)
 			if !ok {
-				return o, refuse(ReasonType, errors.New("the chunk id is neither a string nor nil"))
+				head = 0
 			}
-			if idLen > maxChunk {
-				return o, refuse(ReasonSize, fmt.Errorf("the chunk id has %d bytes, the limit is %d", idLen, maxChunk))
+			if n := len(value) - head; n > maxChunk {
+				return o, refuse(ReasonSize, fmt.Errorf("the chunk id has %d bytes, the limit is %d", n, maxChunk))
 			}
 			o.chunk, o.chunkRaw = value[head:], value
 		case "compressed":
@@ -364,7 +418,8 @@ func parseOption(p []byte) (o option, err error) {
 			}
 			_, head, ok := stringHeader(value)
 			if !ok {
-				return o, refuse(ReasonType, errors.New("the option compressed is not a string"))
+				bad = refuse(ReasonType, errors.New("the option compressed is not a string"))
+				continue
 			}
 			switch name := string(value[head:]); name {
 			case "text", "":
@@ -373,11 +428,11 @@ func parseOption(p []byte) (o option, err error) {
 			case "zstd":
 				o.compression = Zstd
 			default:
-				return o, refuse(ReasonType, fmt.Errorf("payloads compressed as %.20q are not known; gzip, zstd and text are", name))
+				bad = refuse(ReasonType, fmt.Errorf("payloads compressed as %.20q are not known; gzip, zstd and text are", name))
 			}
 		}
 	}
-	return o, nil
+	return o, bad
 }
 
 // noLimit is a count of events that no stream reaches.

@@ -3,11 +3,14 @@ package forward
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // takeBuffer waits for the memory of a buffer; a session that holds nothing
 // harms nobody by waiting. It is false if the server is closed meanwhile.
 func (s *session) takeBuffer(ctx context.Context) bool {
+	s.busy(time.Now())
+	defer s.idle()
 	if !s.srv.memory.acquire(ctx, s.want, 0) {
 		return false
 	}
@@ -89,8 +92,12 @@ func (s *session) makeRoom(ctx context.Context) error {
 	}
 	// The old buffer is garbage as soon as its bytes are moved: only the
 	// difference is charged.
+	asked := time.Now()
 	if !s.srv.memory.acquire(ctx, larger-size, s.srv.config.MemoryWait) {
 		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", larger-size, s.srv.memory.limit, s.srv.config.MemoryWait))
+	}
+	if !s.begun.IsZero() { // the wait is not the sender's
+		s.begun = s.begun.Add(time.Since(asked))
 	}
 	b := s.srv.buffers.get(larger)
 	copy(*b, (*s.buf)[s.r:s.w])

@@ -21,10 +21,12 @@ const (
 	DefaultMaxConnections         = 65536
 	DefaultMessageSizeLimit       = 256 << 20
 	DefaultDecompressionSizeLimit = 256 << 20
+	DefaultDecompressionRatio     = 500
 	DefaultMaxDepth               = 128
 	DefaultHandshakeTimeout       = 10 * time.Second
 	DefaultStallTimeout           = 60 * time.Second
 	DefaultMemoryWait             = 10 * time.Second
+	DefaultMinRate                = 1 << 10
 )
 
 // Config is the configuration of a Server. Handler must be set; a 0 elsewhere
@@ -61,8 +63,18 @@ type Config struct {
 	// DecompressionSizeLimit is the most bytes that a compressed payload may
 	// decompress to.
 	DecompressionSizeLimit int64
+	// DecompressionRatioLimit is how many times its size a payload may decompress
+	// to, once that is over 1 MiB.
+	DecompressionRatioLimit int64
 	// MaxDepth is how deep msgpack and JSON may nest.
 	MaxDepth int
+	// Quarantine hands messages that can never be taken to the Handler, with
+	// what is valid of them as Payload and the rest as Message.Invalid, where
+	// else they are refused.
+	Quarantine bool
+	// QuarantineWhole makes a message with one invalid event invalid as a whole
+	// (skip_invalid_event false).
+	QuarantineWhole bool
 	// Security asks for the handshake of the protocol; nil for none.
 	Security *Security
 	// TLS makes every connection one of TLS; nil for plain ones.
@@ -78,6 +90,12 @@ type Config struct {
 	MaxConnectionAge time.Duration
 	// StallTimeout refuses a message that has begun and of which nothing comes.
 	StallTimeout time.Duration
+	// MinRate is how many bytes a second must come of a message that has begun,
+	// beside one StallTimeout.
+	MinRate int64
+	// ProxyNetworks are the load balancers: a connection from one of them begins
+	// with a PROXY header, version 1 or 2, that names the sender.
+	ProxyNetworks []netip.Prefix
 	// MemoryWait is how long a message that has begun may wait for the budget.
 	MemoryWait time.Duration
 	// DenyKeepalive closes each connection after its first message, once that is
@@ -96,6 +114,7 @@ type Server struct {
 	counters  counters
 	names     names
 	refusals  logLimiter
+	penalties penalties
 	acks      ackQueue
 	messages  sync.Pool
 	nonce     func(b []byte) // fills b with random bytes
@@ -106,7 +125,9 @@ type Server struct {
 	cancel   context.CancelFunc
 	draining atomic.Bool
 	wait     sync.WaitGroup // sessions and slow writers
+	watcher  sync.WaitGroup // of watchHalfClosed
 	acksDone chan struct{}
+	stopping chan struct{} // closed once the server shuts down
 
 	mu        sync.Mutex
 	sessions  map[*session]struct{}
@@ -133,13 +154,15 @@ func NewServer(c Config) (*Server, error) {
 		}
 	}
 	s := &Server{
-		config:    c,
-		limits:    parserLimits{depth: c.MaxDepth, message: c.MessageSizeLimit},
+		config: c,
+		limits: parserLimits{depth: c.MaxDepth, message: c.MessageSizeLimit, inflated: c.DecompressionSizeLimit,
+			ratio: c.DecompressionRatioLimit, setAside: c.Quarantine},
 		log:       c.Log,
 		memory:    budget{limit: c.Memory},
 		nonce:     randomBytes,
 		names:     names{resolve: net.DefaultResolver.LookupAddr},
 		acksDone:  make(chan struct{}),
+		stopping:  make(chan struct{}),
 		sessions:  map[*session]struct{}{},
 		clients:   map[netip.Addr]int{},
 		listeners: map[net.Listener]struct{}{},
@@ -155,6 +178,7 @@ func NewServer(c Config) (*Server, error) {
 		defer close(s.acksDone)
 		s.acks.run()
 	}()
+	s.watcher.Go(s.watchHalfClosed)
 	return s, nil
 }
 
@@ -166,10 +190,12 @@ func (c *Config) setDefaults() {
 	setDefault(&c.MaxConnections, DefaultMaxConnections)
 	setDefault(&c.MessageSizeLimit, DefaultMessageSizeLimit)
 	setDefault(&c.DecompressionSizeLimit, DefaultDecompressionSizeLimit)
+	setDefault(&c.DecompressionRatioLimit, DefaultDecompressionRatio)
 	setDefault(&c.MaxDepth, DefaultMaxDepth)
 	setDefault(&c.HandshakeTimeout, DefaultHandshakeTimeout)
 	setDefault(&c.StallTimeout, DefaultStallTimeout)
 	setDefault(&c.MemoryWait, DefaultMemoryWait)
+	setDefault(&c.MinRate, DefaultMinRate)
 }
 
 func setDefault[T comparable](v *T, d T) {
@@ -225,9 +251,7 @@ func (s *Server) admit(conn net.Conn) {
 		conn.Close()
 		return
 	}
-	if s.config.MaxConnectionsPerClient > 0 {
-		s.clients[client]++
-	}
+	s.countClient(ses, client)
 	s.sessions[ses] = struct{}{}
 	s.peak = max(s.peak, len(s.sessions))
 	s.wait.Add(1)
@@ -237,13 +261,40 @@ func (s *Server) admit(conn net.Conn) {
 		ses.serve(s.ctx)
 		s.mu.Lock()
 		delete(s.sessions, ses)
-		if s.config.MaxConnectionsPerClient > 0 {
-			if s.clients[client]--; s.clients[client] == 0 {
-				delete(s.clients, client)
+		if ses.counted.IsValid() {
+			if s.clients[ses.counted]--; s.clients[ses.counted] == 0 {
+				delete(s.clients, ses.counted)
 			}
 		}
 		s.mu.Unlock()
 	}()
+}
+
+// countClient counts an open connection of the client, unless its PROXY header
+// is still to tell who that is. s.mu is held.
+func (s *Server) countClient(ses *session, client netip.Addr) {
+	if s.config.MaxConnectionsPerClient > 0 && client.IsValid() && !ses.proxied {
+		s.clients[client]++
+		ses.counted = client
+	}
+}
+
+// adopt gives a session the sender that its PROXY header names, nil for the
+// balancer itself.
+func (s *Server) adopt(ses *session, sender net.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sender != nil {
+		ses.remote = sender
+	}
+	client := clientOf(ses.remote)
+	ses.proxied = false
+	if per := s.config.MaxConnectionsPerClient; per > 0 && s.clients[client] >= per {
+		s.counters.refused.Add(1)
+		return refuse(ReasonConnections, fmt.Errorf("max_connections_per_client %d is reached", per))
+	}
+	s.countClient(ses, client)
+	return nil
 }
 
 // overLimit names the limit that one more connection of the client would pass,
@@ -252,7 +303,7 @@ func (s *Server) overLimit(client netip.Addr) string {
 	switch per := s.config.MaxConnectionsPerClient; {
 	case len(s.sessions) >= s.config.MaxConnections:
 		return fmt.Sprintf("max_connections %d", s.config.MaxConnections)
-	case per > 0 && s.clients[client] >= per:
+	case per > 0 && s.clients[client] >= per: // a balancer's own address is not counted
 		return fmt.Sprintf("max_connections_per_client %d", per)
 	}
 	return ""
@@ -275,6 +326,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.drainListeners()
 	s.mu.Lock()
 	s.draining.Store(true)
+	s.stop()
 	for ses := range s.sessions {
 		ses.kick()
 	}
@@ -294,6 +346,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = fmt.Errorf("forward: connections not finished in time: %w", ctx.Err())
 	}
 	return errors.Join(err, s.Close())
+}
+
+// stop wakes who waits for time to pass. s.mu is held.
+func (s *Server) stop() {
+	select {
+	case <-s.stopping:
+	default:
+		close(s.stopping)
+	}
 }
 
 // acceptGrace is how long a listener must have nothing queued before it is
@@ -335,6 +396,7 @@ func (s *Server) Close() error {
 	first := !s.closed
 	s.closed = true
 	s.draining.Store(true)
+	s.stop()
 	var errs []error
 	for l := range s.listeners {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -352,6 +414,7 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	s.cancel()
 	s.wait.Wait()
+	s.watcher.Wait()
 	if first {
 		s.acks.close()
 	}
@@ -390,6 +453,18 @@ func (s *Server) logRefusal(sender net.Addr, r *Refusal) {
 	if ok, muted := s.refusals.allow(time.Now()); ok {
 		s.log.Warn("message refused, not acked", zap.Stringer("sender", sender),
 			zap.String("reason", r.Reason), zap.NamedError("cause", r.Err), zap.Uint64("not_logged", muted))
+	}
+}
+
+// setAside counts and logs a message of which the handler keeps what cannot be
+// taken. The message's own bytes are gone by now.
+func (s *Server) setAside(m *Message) {
+	s.counters.invalidMessage(m.Invalid.Reason)
+	s.counters.invalidEvents.Add(uint64(m.Invalid.Events))
+	if ok, muted := s.refusals.allow(time.Now()); ok {
+		s.log.Warn("message not valid: what can be stored is, the rest is set aside", zap.Stringer("sender", m.Remote),
+			zap.String("reason", m.Invalid.Reason), zap.NamedError("cause", m.Invalid.Err),
+			zap.Int("stored_events", m.Events), zap.Int("invalid_events", m.Invalid.Events), zap.Uint64("not_logged", muted))
 	}
 }
 

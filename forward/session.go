@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,7 @@ var (
 type session struct {
 	srv    *Server
 	conn   net.Conn
+	socket net.Conn        // conn, or what lies below its TLS
 	raw    syscall.RawConn // nil if the connection has no descriptor (TLS)
 	remote net.Addr
 
@@ -56,6 +58,7 @@ type session struct {
 	isJSON    bool
 	heard     bool       // a byte has come
 	started   bool       // a byte of a message has come
+	begun     time.Time  // when the message that is not whole yet began; else zero
 	timed     bool       // a read deadline is set
 	retireAt  time.Time  // by Config.MaxConnectionAge; zero for never
 	sweeping  bool       // draining: read what is there, wait for nothing
@@ -67,7 +70,11 @@ type session struct {
 	readErr   error
 	starved   bool
 
-	closing atomic.Bool // a message was refused: read no more
+	closing    atomic.Bool  // a message was refused: read no more
+	busySince  atomic.Int64 // Unix nanoseconds since when it waits for something else than its sender, or 0
+	halfClosed atomic.Bool  // see endIfHalfClosed
+	proxied    bool         // a PROXY header comes first; guarded by Server.mu once served
+	counted    netip.Addr   // under which Server.clients counts it; guarded by Server.mu
 
 	mu       sync.Mutex
 	change   sync.Cond // of what mu guards
@@ -82,7 +89,8 @@ type session struct {
 }
 
 func newSession(srv *Server, conn net.Conn) *session {
-	s := &session{srv: srv, conn: conn, remote: conn.RemoteAddr(), want: minBuffer}
+	s := &session{srv: srv, conn: conn, socket: conn, remote: conn.RemoteAddr(), want: minBuffer}
+	s.proxied = srv.trusts(s.remote)
 	s.change.L = &s.mu
 	s.readFD = s.tryRead
 	if age := srv.config.MaxConnectionAge; age > 0 {
@@ -105,9 +113,9 @@ func newSession(srv *Server, conn net.Conn) *session {
 func (s *session) serve(ctx context.Context) {
 	defer s.conn.Close()
 	defer s.giveBuffer()
-	err := s.handshakeTLS(ctx)
+	err := s.readProxyHeader()
 	if err == nil {
-		err = s.handshake(ctx)
+		err = s.authenticate(ctx)
 	}
 	if err == nil {
 		err = s.readMessages(ctx)
@@ -126,8 +134,12 @@ func (s *session) readMessages(ctx context.Context) error {
 				return err
 			}
 			if more {
+				if s.begun.IsZero() {
+					s.begun = time.Now()
+				}
 				break
 			}
+			s.begun = time.Time{}
 		}
 		if err := s.fill(ctx); err != nil {
 			return err
@@ -156,7 +168,7 @@ func (s *session) next(ctx context.Context) (more bool, err error) {
 	if s.parser.heart {
 		s.srv.counters.nilBeats.Add(1)
 	} else {
-		m, err := s.message(p)
+		m, err := s.message(ctx, p)
 		if err != nil {
 			return false, err
 		}
@@ -177,8 +189,22 @@ func (s *session) consume(n int) {
 	}
 }
 
-// message builds the Message of the whole, parsed bytes p.
-func (s *session) message(p []byte) (*Message, error) {
+// message builds the Message of the whole, parsed bytes p, or of what can be
+// taken of them.
+func (s *session) message(ctx context.Context, p []byte) (*Message, error) {
+	if why := s.parser.invalid; why != nil {
+		return s.invalid(ctx, p, why)
+	}
+	m, err := s.validMessage(p)
+	var why *Refusal
+	if errors.As(err, &why) && (s.srv.config.Quarantine && why.canSetAside() || errors.Is(err, errNilRecord)) {
+		return s.invalid(ctx, p, why)
+	}
+	return m, err
+}
+
+// validMessage builds the Message of the whole, parsed bytes p.
+func (s *session) validMessage(p []byte) (*Message, error) {
 	ps := &s.parser
 	var o option
 	if ps.option.to > 0 {
@@ -191,8 +217,7 @@ func (s *session) message(p []byte) (*Message, error) {
 	payload := ps.payload.of(p)
 	m.Mode, m.Tag = ps.mode, ps.tag.of(p)
 	if o.chunk != nil {
-		m.Chunk, m.wantAck = o.chunk, true
-		m.ack = append(m.ack[:0], o.chunkRaw...)
+		m.setChunk(o)
 	}
 	m.pieces[0] = payload
 	m.Payload = m.pieces[:1]
@@ -224,7 +249,7 @@ var pairOf = []byte{0x92}
 // checkPacked scans the payload of a packed message and counts its events.
 func (s *session) checkPacked(payload []byte, c Compression) (events int, err error) {
 	if c != Uncompressed {
-		return s.srv.inflater.check(payload, c, s.srv.limits.depth, s.srv.config.DecompressionSizeLimit)
+		return s.srv.inflater.check(payload, c, s.srv.limits)
 	}
 	st := &s.parser.stream
 	st.reset(s.srv.limits.depth)
@@ -242,17 +267,22 @@ func (s *session) checkPacked(payload []byte, c Compression) (events int, err er
 // it to the handler.
 func (s *session) hand(ctx context.Context, m *Message) error {
 	if err := s.inject(ctx, m); err != nil {
+		s.uncharge(m)
 		return err
 	}
-	m.charged = int64(m.Size + len(m.Tag) + len(m.Chunk))
-	if !s.srv.memory.acquire(ctx, m.charged, s.srv.config.MemoryWait) {
-		m.charged = 0
+	charge := int64(m.Size + len(m.Tag) + len(m.Chunk))
+	if m.charged > 0 { // salvage has charged the payload
+		charge = 0
+	}
+	if charge > 0 && !s.srv.memory.acquire(ctx, charge, s.srv.config.MemoryWait) {
 		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", m.Size, s.srv.memory.limit, s.srv.config.MemoryWait))
 	}
+	m.charged += charge
 	m.Received = time.Now()
 	s.rename(m)
 	s.mu.Lock()
 	for (s.inFlight >= maxInFlight || len(s.out) > maxUnsent) && !s.dead {
+		s.busy(m.Received)
 		s.change.Wait()
 	}
 	s.inFlight++
@@ -267,11 +297,13 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	if warn := s.srv.config.MessageSizeWarn; warn > 0 && int64(m.Size) > warn {
 		s.srv.warnSize(s.remote, m)
 	}
-	if m.Events == 0 {
+	if m.Events == 0 && m.Invalid == nil {
 		m.Done(nil) // nothing to store
 		return nil
 	}
+	s.busy(m.Received)
 	s.srv.config.Handler.Handle(ctx, m)
+	s.idle()
 	return nil
 }
 
@@ -341,7 +373,11 @@ func (s *session) deadline() error {
 	case s.sweeping:
 		return s.sweep()
 	case s.w > s.r:
-		limit = s.srv.config.StallTimeout
+		left, err := s.timeLeft()
+		if err != nil {
+			return err
+		}
+		limit = left
 	default:
 		limit = s.srv.config.IdleTimeout
 		if !s.retireAt.IsZero() {
@@ -384,8 +420,26 @@ func (s *session) sweep() error {
 	return s.conn.SetReadDeadline(at)
 }
 
+// timeLeft is how long the next bytes of a message that has begun may take.
+func (s *session) timeLeft() (time.Duration, error) {
+	stall, rate := s.srv.config.StallTimeout, s.srv.config.MinRate
+	if rate <= 0 || stall <= 0 || s.begun.IsZero() {
+		return stall, nil
+	}
+	// It has time for a stall, and for each byte that came.
+	spent := time.Since(s.begun)
+	left := stall + time.Duration(float64(s.w-s.r)/float64(rate)*float64(time.Second)) - spent
+	if left <= 0 {
+		return 0, refuse(ReasonSlow, fmt.Errorf("%d bytes of a message came in %v, less than min_rate %d a second", s.w-s.r, spent.Round(time.Second), rate))
+	}
+	return min(stall, left), nil
+}
+
 func (s *session) timedOut() error {
 	if s.w > s.r {
+		if _, err := s.timeLeft(); err != nil {
+			return err
+		}
 		return refuse(ReasonStalled, fmt.Errorf("nothing came for %v in the middle of a message", s.srv.config.StallTimeout))
 	}
 	if !s.retireAt.IsZero() && !time.Now().Before(s.retireAt) {
@@ -474,6 +528,9 @@ func (s *session) ended(err error) {
 		// heartbeat_type transport or tcp, or a load balancer's check.
 		s.srv.counters.connectBeats.Add(1)
 	case errors.Is(err, io.EOF), errors.Is(err, errDrained), errors.Is(err, errClosing), errors.Is(err, net.ErrClosed):
+	case s.w > s.r: // reset in the middle of a message
+		s.srv.counters.refusedMessage(ReasonCut)
+		s.srv.logRefusal(s.remote, refuse(ReasonCut, err))
 	default:
 		s.srv.log.Debug("connection ended", zap.Stringer("sender", s.remote), zap.Error(err))
 	}
@@ -483,6 +540,7 @@ func (s *session) ended(err error) {
 // or cannot be written any more.
 func (s *session) finish() {
 	s.giveBuffer()
+	s.busy(time.Now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.inFlight > 0 || !s.dead && (len(s.out) > 0 || s.writing) {

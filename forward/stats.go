@@ -20,6 +20,9 @@ type Stats struct {
 	Open, Peak, Limit int
 	// Accepted, and of these: Refused by the limit, HandshakeFailed.
 	Accepted, Refused, HandshakeFailed uint64
+	// HalfClosed counts connections that the sender closed while its messages
+	// waited for long, and that were ended before their acks could be sent.
+	HalfClosed uint64
 	// MemoryHeld, MemoryPeak and MemoryLimit are bytes read and not yet durable,
 	// with the buffers they lie in. MemoryWaiting counts sessions that wait.
 	MemoryHeld, MemoryPeak, MemoryLimit int64
@@ -36,6 +39,13 @@ type Stats struct {
 	// RefusedEvents counts events of whole messages that the handler refused;
 	// those of broken messages cannot be counted.
 	RefusedEvents uint64
+	// InvalidMessages counts messages, by reason, that were not valid as a whole
+	// and of which the handler took what was and kept the rest; InvalidEvents the
+	// events of that rest as far as they can be told apart.
+	InvalidMessages map[string]uint64
+	InvalidEvents   uint64
+	// NilRecords counts events without a record, which are skipped.
+	NilRecords uint64
 	// AckLatency is the time from a whole message read to its outcome.
 	AckLatency Latency
 }
@@ -51,26 +61,33 @@ type Latency struct {
 // counters are what sessions count into.
 type counters struct {
 	accepted, refused, handshakeFailed atomic.Uint64
+	halfClosed                         atomic.Uint64
 	messages, events, bytes            [modes]atomic.Uint64
 	inFlight                           atomic.Int64
 	acks                               atomic.Uint64
 	connectBeats, nilBeats, udpBeats   atomic.Uint64
 	refusedEvents                      atomic.Uint64
+	invalidEvents, nilRecords          atomic.Uint64
 
 	latency    [len(ackBounds) + 1]atomic.Uint64
 	latencySum atomic.Int64
 
-	mu      sync.Mutex
-	reasons map[string]uint64
+	mu       sync.Mutex
+	reasons  map[string]uint64 // of refused messages
+	setAside map[string]uint64 // messages by reason
 }
 
-func (c *counters) refusedMessage(reason string) {
+func (c *counters) refusedMessage(reason string) { c.count(&c.reasons, reason) }
+
+func (c *counters) invalidMessage(reason string) { c.count(&c.setAside, reason) }
+
+func (c *counters) count(m *map[string]uint64, reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.reasons == nil {
-		c.reasons = map[string]uint64{}
+	if *m == nil {
+		*m = map[string]uint64{}
 	}
-	c.reasons[reason]++
+	(*m)[reason]++
 }
 
 func (c *counters) observe(d time.Duration) {
@@ -90,6 +107,7 @@ func (s *Server) Stats() Stats {
 		Accepted:        c.accepted.Load(),
 		Refused:         c.refused.Load(),
 		HandshakeFailed: c.handshakeFailed.Load(),
+		HalfClosed:      c.halfClosed.Load(),
 		MemoryLimit:     s.memory.limit,
 		Messages:        map[string]uint64{},
 		Events:          map[string]uint64{},
@@ -101,6 +119,9 @@ func (s *Server) Stats() Stats {
 		},
 		RefusedMessages: map[string]uint64{},
 		RefusedEvents:   c.refusedEvents.Load(),
+		InvalidMessages: map[string]uint64{},
+		InvalidEvents:   c.invalidEvents.Load(),
+		NilRecords:      c.nilRecords.Load(),
 	}
 	st.MemoryHeld, st.MemoryPeak, st.MemoryWaiting = s.memory.reading()
 	for m := range modes {
@@ -120,6 +141,9 @@ func (s *Server) Stats() Stats {
 	c.mu.Lock()
 	for reason, n := range c.reasons {
 		st.RefusedMessages[reason] = n
+	}
+	for reason, n := range c.setAside {
+		st.InvalidMessages[reason] = n
 	}
 	c.mu.Unlock()
 	s.mu.Lock()

@@ -95,6 +95,9 @@ func (s *streamScanner) scanEvents(p []byte, limit int) (n int, err error) {
 				if s.step == atMeta {
 					return n, errMetadata
 				}
+				if p[n] == 0xc0 {
+					return n, errNilRecord
+				}
 				return n, errRecord
 			}
 			s.scan.Reset(1, s.depth)

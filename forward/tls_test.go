@@ -114,3 +114,13 @@ func TestTLSShutdown(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// tlsClient is a sender's TLS over conn.
+func tlsClient(t *testing.T, conn net.Conn) *tls.Conn {
+	t.Helper()
+	c := tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+	if err := c.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}

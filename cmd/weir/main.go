@@ -64,6 +64,7 @@ loopback only, everything below ./weir-data.`,
 		},
 		newCheckCommand(&configPath),
 		newStatusCommand(&configPath),
+		newBufferCommand(&configPath),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",

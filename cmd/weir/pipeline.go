@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,15 +19,17 @@ import (
 	"weir/forward"
 	"weir/internal/config"
 	"weir/internal/output"
+	"weir/internal/quarantine"
 )
 
 // match is a <match> at work: its buffer and what empties it.
 type match struct {
-	config  *config.Match
-	buffer  *buffer.Buffer
-	runners []*output.Runner // in the order of config.Outputs
-	running sync.WaitGroup   // of runners
-	cancel  context.CancelFunc
+	config   *config.Match
+	buffer   *buffer.Buffer
+	rejected *quarantine.Store // what of its messages can never be taken
+	runners  []*output.Runner  // in the order of config.Outputs
+	running  sync.WaitGroup    // of runners
+	cancel   context.CancelFunc
 }
 
 // openMatch opens the buffer, which recovers what is in it, and the outputs.
@@ -51,7 +54,11 @@ func openMatch(ctx context.Context, c *config.Match, stdout io.Writer, log *zap.
 	if err != nil {
 		return nil, err
 	}
-	m := &match{config: c, buffer: b}
+	rejected, err := quarantine.Open(rejectedDir(c), c.Buffer.RejectedLimit, log)
+	if err != nil {
+		return nil, errors.Join(err, b.Close(ctx))
+	}
+	m := &match{config: c, buffer: b, rejected: rejected}
 	for i, out := range c.Outputs {
 		r, err := newRunner(b, o.Cursors[i], out, stdout, log)
 		if err != nil {
@@ -61,6 +68,9 @@ func openMatch(ctx context.Context, c *config.Match, stdout io.Writer, log *zap.
 	}
 	return m, nil
 }
+
+// rejectedDir is the directory of the match's quarantine.
+func rejectedDir(c *config.Match) string { return filepath.Join(c.Buffer.Path, "rejected") }
 
 func newRunner(b *buffer.Buffer, cursorName string, c *config.Output, stdout io.Writer, log *zap.Logger) (*output.Runner, error) {
 	cursor, err := b.Cursor(cursorName)
@@ -125,6 +135,7 @@ func newOutput(c *config.Output, saver output.StateSaver, stdout io.Writer, log 
 type route struct {
 	router  *config.Router
 	matches map[*config.Match]*match
+	first   *config.Match // takes what is rejected and has no tag
 	log     *zap.Logger
 	noMatch atomic.Uint64 // events that no match took
 	warned  atomic.Int64  // Unix second of the last warning about them
@@ -133,6 +144,9 @@ type route struct {
 // Handle implements forward.Handler.
 func (r *route) Handle(ctx context.Context, m *forward.Message) {
 	c := r.router.Match(m.Tag)
+	if c == nil && m.Invalid != nil && m.Tag == nil {
+		c = r.first
+	}
 	if c == nil {
 		// As fluentd does: no match takes it, so it is dropped, but counted.
 		r.noMatch.Add(uint64(m.Events))
@@ -142,6 +156,15 @@ func (r *route) Handle(ctx context.Context, m *forward.Message) {
 		m.Done(nil)
 		return
 	}
+	var waiter buffer.Waiter = storing{m}
+	if m.Invalid != nil {
+		part, err := r.matches[c].reject(m)
+		if err != nil || m.Events == 0 {
+			m.Done(refusal(err))
+			return
+		}
+		waiter = part
+	}
 	e := buffer.Entry{Tag: m.Tag, ChunkID: m.Chunk, Received: m.Received, Events: m.Events, Payload: m.Payload}
 	switch m.Compression {
 	case forward.Gzip:
@@ -149,9 +172,35 @@ func (r *route) Handle(ctx context.Context, m *forward.Message) {
 	case forward.Zstd:
 		e.Flags = buffer.FlagZstd
 	}
-	if err := r.matches[c].buffer.Append(ctx, &e, storing{m}); err != nil {
-		m.Done(refusal(err))
+	if err := r.matches[c].buffer.Append(ctx, &e, waiter); err != nil {
+		waiter.Done(err)
 	}
+}
+
+// reject stores what of the message can never be taken; it is durable then.
+func (m *match) reject(msg *forward.Message) (storingRest, error) {
+	in := msg.Invalid
+	id, err := m.rejected.Put(quarantine.Item{
+		Kind: string(in.Kind), Tag: in.Tag, Chunk: msg.Chunk, Reason: in.Reason, Cause: in.Err.Error(),
+		Sender: msg.Remote.String(), Received: msg.Received.UTC(), Events: in.Events, Stored: msg.Events,
+	}, in.Data)
+	return storingRest{msg, rejectedDir(m.config), id}, err
+}
+
+// storingRest is storing for a message of which a part is in the quarantine
+// already.
+type storingRest struct {
+	m       *forward.Message
+	dir, id string
+}
+
+// Done implements buffer.Waiter. What is not stored comes again as a whole: its
+// part in the quarantine would be there twice.
+func (s storingRest) Done(err error) {
+	if err != nil {
+		err = errors.Join(err, quarantine.Remove(s.dir, s.id))
+	}
+	s.m.Done(refusal(err))
 }
 
 // storing passes the buffer's outcome on with a reason to count it under.

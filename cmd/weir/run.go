@@ -121,7 +121,7 @@ func (s *server) open(ctx context.Context, stdout io.Writer) error {
 		if err != nil {
 			return err
 		}
-		s.routes[label] = &route{router: router, matches: byConfig, log: s.log}
+		s.routes[label] = &route{router: router, matches: byConfig, first: matches[0], log: s.log}
 	}
 	return nil
 }
@@ -137,6 +137,8 @@ func (s *server) listen(ctx context.Context) error {
 			MaxConnectionsPerClient: c.MaxPerClient, Tag: c.Tag, TagPrefix: c.TagPrefix,
 			SourceAddressKey: c.SourceAddressKey, SourceHostnameKey: c.SourceHostnameKey, Healthy: s.health.healthy,
 			MessageSizeLimit: c.ChunkSizeLimit, MessageSizeWarn: c.ChunkSizeWarn, DecompressionSizeLimit: c.DecompressionSizeLimit,
+			DecompressionRatioLimit: c.DecompressionRatio, MaxDepth: c.NestingLimit, StallTimeout: c.StallTimeout, MinRate: c.MinRate,
+			Quarantine: !c.Refuse, QuarantineWhole: !c.SkipInvalid, ProxyNetworks: c.ProxyNetworks,
 			HandshakeTimeout: c.HandshakeTimeout, IdleTimeout: c.IdleTimeout, MaxConnectionAge: c.MaxConnectionAge, DenyKeepalive: c.DenyKeepalive,
 		}
 		fc.Security = security(c.Security)
@@ -168,10 +170,15 @@ func certificates(c *config.TLS, log *zap.Logger) (*certs.Store, error) {
 	if c == nil {
 		return nil, nil
 	}
+	ciphers, err := certs.ParseCiphers(c.Ciphers)
+	if err != nil {
+		return nil, err
+	}
 	versions := map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
 	return certs.New(certs.Config{
 		CertPath: c.CertPath, KeyPath: c.KeyPath, CACertPath: c.CACertPath, CAKeyPath: c.CAKeyPath, SelfSigned: c.Insecure,
 		ClientCAPath: c.ClientCAPath, RequireClient: c.ClientCertAuth, Hostname: c.CommonName,
+		KeyPassphrase: string(c.KeyPassphrase), CAKeyPassphrase: string(c.CAKeyPassphrase), Ciphers: ciphers,
 		MinVersion: versions[c.MinVersion], MaxVersion: versions[c.MaxVersion],
 	}, log)
 }

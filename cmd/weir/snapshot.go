@@ -20,7 +20,7 @@ func (s *server) snapshot() *status.Snapshot {
 		Version: version, PID: os.Getpid(), Started: s.started, Now: time.Now(),
 		CommitLatency: map[string]status.Histogram{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
 		Traffic: status.Traffic{Messages: map[string]uint64{}, Events: map[string]uint64{}, Bytes: map[string]uint64{},
-			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Refused: map[string]uint64{}},
+			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Refused: map[string]uint64{}, Invalid: map[string]uint64{}},
 	}
 	snap.Problems = s.health.reasons()
 	s.kernel(snap)
@@ -80,10 +80,14 @@ func (s *server) addSource(snap *status.Snapshot, src *source) {
 	addAll(t.Bytes, st.Bytes)
 	addAll(t.Heartbeats, st.Heartbeats)
 	addAll(t.Refused, st.RefusedMessages)
+	addAll(t.Invalid, st.InvalidMessages)
+	t.InvalidEvents += st.InvalidEvents
+	t.NilRecords += st.NilRecords
 	t.Acks += st.Acks
 	t.Connections["accepted"] += st.Accepted - st.Refused
 	t.Connections["refused"] += st.Refused
 	t.Connections["handshake_failed"] += st.HandshakeFailed
+	t.Connections["half_closed"] += st.HalfClosed
 	in := status.Input{ID: id, Type: "forward", Config: src.config.Params}
 	for mode := range st.Events {
 		in.Events += st.Events[mode]
@@ -183,6 +187,8 @@ func addMatch(snap *status.Snapshot, m *match) {
 			Dropped: droppedEvents(st.Cursors), DroppedBy: droppedBy(st.Cursors), OldestAge: st.OldestAge})
 	l := st.Latency
 	snap.CommitLatency[name] = histogram(l.Bounds, l.Counts, l.Count, l.Sum)
+	q := m.rejected.Stats()
+	snap.Quarantines = append(snap.Quarantines, status.Quarantine{Match: name, Items: q.Items, Bytes: q.Bytes, Limit: q.Limit, Dropped: q.Dropped})
 	for i, r := range m.runners {
 		addOutput(snap, m.config, m.config.Outputs[i], st, st.Cursors[i], r.Stats())
 	}

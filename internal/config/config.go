@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -40,72 +39,6 @@ type Monitor struct {
 // Address is the host:port of the status endpoint.
 func (m Monitor) Address() string { return net.JoinHostPort(m.Bind, strconv.Itoa(m.Port)) }
 
-// Source is a <source> with @type forward. Sizes are bytes.
-type Source struct {
-	ID, Label string
-	// Addresses are host:port or unix:/path.
-	Addresses              []string
-	Backlog                int  // 0: what the kernel allows
-	AllowShortBacklog      bool // on_backlog_mismatch warn
-	MaxConnections         int
-	MaxPerClient           int // 0: no limit
-	Tag, TagPrefix         string
-	SourceAddressKey       string
-	SourceHostnameKey      string
-	HealthGrace            time.Duration
-	MemoryLimit            int64
-	HandshakeTimeout       time.Duration
-	IdleTimeout            time.Duration
-	MaxConnectionAge       time.Duration // 0: never
-	Linger                 int           // seconds, -1 if not set
-	DenyKeepalive          bool
-	SendKeepalive          bool
-	ChunkSizeWarn          int64 // 0: never
-	ChunkSizeLimit         int64
-	DecompressionSizeLimit int64
-	Security               *Security
-	TLS                    *TLS
-	Params                 map[string]string // as written or default, secrets masked
-}
-
-// TLS is a <transport tls> section.
-type TLS struct {
-	CertPath, KeyPath, CACertPath, CAKeyPath, ClientCAPath string
-	ClientCertAuth, Insecure                               bool
-	// MinVersion and MaxVersion are "1.2" or "1.3".
-	MinVersion, MaxVersion string
-	CommonName             string
-}
-
-// Security is a <security> section.
-type Security struct {
-	SelfHostname string
-	SharedKey    Secret
-	UserAuth     bool
-	Users        map[string]Secret
-	// DenyAnonymous is allow_anonymous_source false.
-	DenyAnonymous bool
-	Clients       []Client
-}
-
-// Client is a <client> section.
-type Client struct {
-	Network   netip.Prefix
-	SharedKey Secret // empty: that of Security
-	Users     []string
-}
-
-// Secret is a text that prints as xxxxxx.
-type Secret string
-
-// String hides the secret.
-func (Secret) String() string { return masked }
-
-// GoString hides the secret.
-func (Secret) GoString() string { return masked }
-
-const masked = "xxxxxx"
-
 // Match is a <match> section: one buffer and its outputs.
 type Match struct {
 	ID      string
@@ -122,6 +55,8 @@ type Buffer struct {
 	TotalLimit int64
 	Overflow   string // overflow_action
 	NoSync     bool   // durability none
+	// RejectedLimit is the size of the quarantine in bytes.
+	RejectedLimit int64
 }
 
 // Output is a <match>, a <store> or a <secondary> as an output plugin.
@@ -291,180 +226,6 @@ func (b *builder) sources(root *node) {
 	}
 }
 
-func (b *builder) port(n *node) int {
-	p := n.integer("port")
-	if p > 65535 {
-		b.fail(n.values["port"].pos, "port %d is over 65535", p)
-	}
-	return p
-}
-
-func (b *builder) forward(n *node, index int) *Source {
-	def := "forward"
-	if index > 0 {
-		def = fmt.Sprintf("forward-%d", index+1)
-	}
-	s := &Source{
-		ID: b.id(n, def), Label: n.str("@label"),
-		Backlog: n.integer("backlog"), AllowShortBacklog: n.str("on_backlog_mismatch") == "warn",
-		MaxConnections: n.integer("max_connections"), MaxPerClient: n.integer("max_connections_per_client"),
-		Tag: n.str("tag"), TagPrefix: n.str("add_tag_prefix"),
-		SourceAddressKey: n.str("source_address_key"), SourceHostnameKey: n.str("source_hostname_key"), HealthGrace: n.duration("health_grace"), MemoryLimit: n.num("memory_limit"),
-		HandshakeTimeout: n.duration("handshake_timeout"), IdleTimeout: n.duration("idle_timeout"),
-		MaxConnectionAge: n.duration("max_connection_age"), Linger: -1,
-		DenyKeepalive: n.boolean("deny_keepalive"), SendKeepalive: n.boolean("send_keepalive_packet"),
-		ChunkSizeWarn: n.num("chunk_size_warn_limit"), ChunkSizeLimit: n.num("chunk_size_limit"),
-		DecompressionSizeLimit: n.num("decompression_size_limit"), Params: n.params(),
-	}
-	if n.isSet("linger_timeout") {
-		s.Linger = n.integer("linger_timeout")
-	}
-	switch {
-	case s.SourceHostnameKey != "" && n.isSet("resolve_hostname") && !n.boolean("resolve_hostname"):
-		b.fail(n.values["resolve_hostname"].pos, "resolve_hostname must be true with source_hostname_key")
-	case s.SourceHostnameKey == "" && n.boolean("resolve_hostname"):
-		b.warn(n.values["resolve_hostname"].pos, "resolve_hostname is ignored: names are needed for source_hostname_key only")
-	}
-	for _, name := range []string{"tag", "add_tag_prefix"} {
-		if n.isSet(name) && n.str(name) == "" {
-			b.fail(n.values[name].pos, "%s must not be empty", name)
-		}
-	}
-	for _, limit := range []string{"max_connections", "memory_limit", "handshake_timeout", "chunk_size_limit", "decompression_size_limit"} {
-		if n.num(limit) == 0 {
-			b.fail(n.values[limit].pos, "%s must be more than 0", limit)
-		}
-	}
-	port := strconv.Itoa(b.port(n))
-	for _, a := range strings.Split(n.str("bind"), ",") {
-		a = strings.TrimSpace(a)
-		if a == "" {
-			b.fail(n.values["bind"].pos, "bind has an empty address")
-			continue
-		}
-		if !strings.HasPrefix(a, "unix:") {
-			a = net.JoinHostPort(strings.Trim(a, "[]"), port)
-		}
-		s.Addresses = append(s.Addresses, a)
-	}
-	if sec := n.child("security"); sec != nil {
-		s.Security = b.security(sec)
-	}
-	if t := n.child("transport"); t != nil && t.arg != "tcp" {
-		s.TLS = b.tls(t, s.Security)
-		if t.isSet("linger_timeout") {
-			s.Linger = t.integer("linger_timeout")
-		}
-	}
-	return s
-}
-
-func (b *builder) security(n *node) *Security {
-	s := &Security{SelfHostname: n.str("self_hostname"), SharedKey: Secret(n.str("shared_key")),
-		UserAuth: n.boolean("user_auth"), Users: map[string]Secret{}, DenyAnonymous: !n.boolean("allow_anonymous_source")}
-	for _, u := range n.children {
-		if u.spec.name == "client" {
-			s.Clients = append(s.Clients, b.client(u))
-			continue
-		}
-		name := u.str("username")
-		if _, dup := s.Users[name]; dup {
-			b.fail(u.pos, "user %s is given twice", name)
-		}
-		s.Users[name] = Secret(u.str("password"))
-	}
-	for _, c := range s.Clients {
-		for _, name := range c.Users {
-			if _, ok := s.Users[name]; !ok {
-				b.fail(n.pos, "<client> names user %s, and there is no such <user>%s", name, suggest(name, keys(s.Users)))
-			}
-		}
-	}
-	if s.DenyAnonymous && len(s.Clients) == 0 {
-		b.fail(n.pos, "allow_anonymous_source is false and there is no <client>: nobody could connect")
-	}
-	if s.UserAuth && len(s.Users) == 0 {
-		b.fail(n.pos, "user_auth is true and there is no <user>: nobody could connect")
-	}
-	if !s.UserAuth && len(s.Users) > 0 {
-		b.warn(n.pos, "there are <user> sections and user_auth is not true: passwords are not asked for")
-	}
-	return s
-}
-
-// tls reads a <transport tls>.
-func (b *builder) tls(n *node, sec *Security) *TLS {
-	t := &TLS{CertPath: n.str("cert_path"), KeyPath: n.str("private_key_path"), CACertPath: n.str("ca_cert_path"), CAKeyPath: n.str("ca_private_key_path"),
-		ClientCAPath: n.str("ca_path"), ClientCertAuth: n.boolean("client_cert_auth"), Insecure: n.boolean("insecure"), CommonName: n.str("generate_cert_common_name")}
-	if n.arg != "tls" {
-		b.fail(n.pos, "<transport %s> is neither tls nor tcp", n.arg)
-	}
-	number := func(name string) string { return strings.ReplaceAll(strings.TrimLeft(n.str(name), "TLSv"), "_", ".") }
-	t.MinVersion, t.MaxVersion = number("min_version"), number("max_version")
-	if n.isSet("version") {
-		t.MinVersion, t.MaxVersion = number("version"), number("version")
-	}
-	if t.MinVersion > t.MaxVersion {
-		b.fail(n.pos, "min_version is over max_version")
-	}
-	switch {
-	case (t.CertPath == "") != (t.KeyPath == ""):
-		b.fail(n.pos, "cert_path and private_key_path belong together")
-	case (t.CACertPath == "") != (t.CAKeyPath == ""):
-		b.fail(n.pos, "ca_cert_path and ca_private_key_path belong together")
-	case t.CertPath == "" && t.CACertPath == "" && !t.Insecure:
-		b.fail(n.pos, "<transport tls> needs cert_path and private_key_path, ca_cert_path and ca_private_key_path, or insecure true")
-	}
-	if t.ClientCertAuth && t.ClientCAPath == "" {
-		b.fail(n.pos, "client_cert_auth needs ca_path, the CAs of the clients")
-	}
-	if t.CommonName == "" && sec != nil {
-		t.CommonName = sec.SelfHostname
-	}
-	if t.CommonName == "" {
-		host, err := b.env.Hostname()
-		if err != nil {
-			host = "localhost"
-		}
-		t.CommonName = host
-	}
-	return t
-}
-
-// client reads a <client>: a host by address or name, or a network.
-func (b *builder) client(n *node) Client {
-	c := Client{SharedKey: Secret(n.str("shared_key")), Users: list(n.str("users"))}
-	host, network := n.str("host"), n.str("network")
-	switch {
-	case (host == "") == (network == ""):
-		b.fail(n.pos, "<client> takes either host or network")
-	case network != "":
-		prefix, err := netip.ParsePrefix(network)
-		if ip, ipErr := netip.ParseAddr(network); err != nil && ipErr == nil {
-			prefix, err = netip.PrefixFrom(ip, ip.BitLen()), nil
-		}
-		if err != nil {
-			b.fail(n.values["network"].pos, "network %q is not of the form 192.0.2.0/24", network)
-		}
-		c.Network = prefix
-	default:
-		ip, err := netip.ParseAddr(host)
-		if err != nil {
-			var ips []string
-			if ips, err = b.env.LookupHost(host); err == nil && len(ips) > 0 {
-				ip, err = netip.ParseAddr(ips[0])
-			}
-		}
-		if err != nil {
-			b.fail(n.values["host"].pos, "host %s cannot be resolved: %v", host, err)
-			return c
-		}
-		ip = ip.Unmap()
-		c.Network = netip.PrefixFrom(ip, ip.BitLen())
-	}
-	return c
-}
-
 // list reads an array, as JSON or separated by commas.
 func list(text string) (items []string) {
 	for _, item := range strings.Split(strings.Trim(text, "[]"), ",") {
@@ -558,6 +319,7 @@ func (b *builder) match(n *node, label string) *Match {
 	m.Buffer = Buffer{
 		Path: storage.str("path"), ChunkLimit: storage.num("chunk_limit_size"), TotalLimit: storage.num("total_limit_size"),
 		Overflow: storage.str("overflow_action"), NoSync: storage.str("durability") == "none",
+		RejectedLimit: storage.num("rejected_limit_size"),
 	}
 	if storage.str("@type") == "memory" {
 		b.warn(storage.values["@type"].pos, "the buffer is kept in files, not in memory: an ack means that the events are on disk")
@@ -565,7 +327,7 @@ func (b *builder) match(n *node, label string) *Match {
 	if m.Buffer.Path == "" {
 		m.Buffer.Path = filepath.Join(b.c.RootDir, "buffer", FileName(m.ID))
 	}
-	for _, size := range []string{"chunk_limit_size", "total_limit_size"} {
+	for _, size := range []string{"chunk_limit_size", "total_limit_size", "rejected_limit_size"} {
 		if storage.num(size) == 0 {
 			b.fail(storage.values[size].pos, "%s must be more than 0", size)
 		}

@@ -148,7 +148,7 @@ func TestErrors(t *testing.T) {
 		{"port", source("  port 70000\n"), `weir.conf:3:3: port 70000 is over 65535`},
 		{"bad enum", source("  on_backlog_mismatch wran\n"), `weir.conf:3:3: on_backlog_mismatch: "wran" is none of error, warn; did you mean "warn"?`},
 		{"twice", source("  port 1\n  port 2\n"), `weir.conf:4:3: port is given twice; the first is in line 3`},
-		{"not yet", source("  on_invalid refuse\n"), `weir.conf:3:3: on_invalid is not supported by this version of weir; take the line out if you can do without it`},
+		{"not yet", source("  listeners 2\n"), `weir.conf:3:3: listeners is not supported by this version of weir; take the line out if you can do without it`},
 		{"section", source("  <securty>\n  </securty>\n"), `weir.conf:3:3: unknown section <securty> in <source>; did you mean "security"?`},
 		{"missing", source("  <security>\n    self_hostname a\n  </security>\n"), `weir.conf:3:3: <security> lacks its shared_key`},
 		{"no user", source("  <security>\n    self_hostname a\n shared_key k\n user_auth true\n  </security>\n"), `weir.conf:3:3: user_auth is true and there is no <user>: nobody could connect`},
@@ -204,7 +204,7 @@ func TestTransport(t *testing.T) {
   version TLSv1_3
 </transport>`, 1))
 	want := &TLS{CertPath: "/etc/weir/cert.pem", KeyPath: "/etc/weir/key.pem", ClientCAPath: "/etc/weir/clients.pem", ClientCertAuth: true,
-		MinVersion: "1.3", MaxVersion: "1.3", CommonName: "host.example"}
+		MinVersion: "1.3", MaxVersion: "1.3", Ciphers: "ALL:!aNULL:!eNULL:!SSLv2", CommonName: "host.example"}
 	if got := c.Sources[0].TLS; !reflect.DeepEqual(got, want) {
 		t.Errorf("TLS %+v, want %+v", got, want)
 	}

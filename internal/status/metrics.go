@@ -48,6 +48,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	e.counters("weir_heartbeats_total", "Heartbeats, by transport: connect, nil or udp.", "transport", t.Heartbeats)
 	e.counters("weir_connections_total", "Connections, by result.", "result", t.Connections)
 	e.counters("weir_refused_messages_total", "Messages neither stored nor acked, by reason.", "reason", t.Refused)
+	e.counters("weir_invalid_messages_total", "Messages acked of which a part went to the quarantine, by reason.", "reason", t.Invalid)
+	e.counter("weir_invalid_events_total", "Events in the quarantine, as far as they can be told apart.", float64(t.InvalidEvents))
+	e.counter("weir_nil_records_total", "Events without a record, which are skipped.", float64(t.NilRecords))
+	for _, q := range s.Quarantines {
+		e.gauge("weir_quarantine_items", "Messages, or parts of them, in the quarantine.", float64(q.Items), "match", q.Match)
+		e.gauge("weir_quarantine_bytes", "Size of the quarantine.", float64(q.Bytes), "match", q.Match)
+		e.counter("weir_quarantine_dropped_total", "Items of the quarantine that made room for newer ones.", float64(q.Dropped), "match", q.Match)
+	}
 	e.histogram("weir_ack_seconds", "Time from a whole message read to its ack written.", s.AckLatency)
 	for name, h := range s.CommitLatency {
 		e.histogram("weir_commit_seconds", "Time of one commit: write and fdatasync.", h, "buffer", name)

@@ -23,6 +23,8 @@ type Snapshot struct {
 	Outputs   []Output      `json:"outputs"`
 	Balance   []Balance     `json:"balance"`
 	Traffic   Traffic       `json:"traffic"`
+	// Quarantines hold what could never be taken, one for each match.
+	Quarantines []Quarantine `json:"quarantines"`
 
 	// AckLatency is the time from a whole message read to its ack written.
 	AckLatency Histogram `json:"-"`
@@ -69,10 +71,26 @@ type Traffic struct {
 	Acks     uint64            `json:"acks"`
 	// Heartbeats by transport: connect, nil, udp.
 	Heartbeats map[string]uint64 `json:"heartbeats"`
-	// Connections by result: accepted, refused, handshake_failed.
+	// Connections by result: accepted, refused, handshake_failed, half_closed. half_closed.
 	Connections map[string]uint64 `json:"connections"`
 	// Refused counts messages that were not taken and not acked, by reason.
 	Refused map[string]uint64 `json:"refused_messages"`
+	// Invalid counts messages, by reason, of which at least a part went to a
+	// quarantine; InvalidEvents the events of those parts as far as they can be
+	// told apart. NilRecords counts events without a record, which are skipped.
+	Invalid       map[string]uint64 `json:"invalid_messages"`
+	InvalidEvents uint64            `json:"invalid_events"`
+	NilRecords    uint64            `json:"nil_records"`
+}
+
+// Quarantine is what of a match's messages could never be taken.
+type Quarantine struct {
+	Match string `json:"match"`
+	Items int    `json:"items"`
+	Bytes int64  `json:"bytes"`
+	Limit int64  `json:"limit"`
+	// Dropped counts items that made room for newer ones.
+	Dropped uint64 `json:"dropped"`
 }
 
 // Balance is the sum of promise P5 for one output:

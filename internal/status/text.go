@@ -57,7 +57,8 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	tr := s.Traffic
 	fmt.Fprintf(b, "\nreceived: %d events in %d messages, %s; %d acks; heartbeats: %s\n",
 		total(tr.Events), total(tr.Messages), amount(int64(total(tr.Bytes)), queue.UnitBytes), tr.Acks, counts(tr.Heartbeats))
-	fmt.Fprintf(b, "connections: %s; refused messages: %s\n\n", counts(tr.Connections), counts(tr.Refused))
+	fmt.Fprintf(b, "connections: %s; refused messages: %s\n", counts(tr.Connections), counts(tr.Refused))
+	writeQuarantines(b, s)
 
 	t = newTable(b)
 	fmt.Fprintln(t, "OUTPUT\tMATCH\tRECOVERED +\tRECEIVED =\tDELIVERED +\tBUFFERED +\tDROPPED\t")
@@ -70,6 +71,20 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	}
 	t.flush()
 	return b.Flush()
+}
+
+// writeQuarantines says what could not be taken, if there is any.
+func writeQuarantines(b *bufio.Writer, s *Snapshot) {
+	if len(s.Traffic.Invalid) > 0 {
+		fmt.Fprintf(b, "not valid: %s messages, %d events of them set aside\n", counts(s.Traffic.Invalid), s.Traffic.InvalidEvents)
+	}
+	for _, q := range s.Quarantines {
+		if q.Items > 0 || q.Dropped > 0 {
+			fmt.Fprintf(b, "quarantine of %s: %d items, %s of %s, %d dropped; see weir buffer rejected\n", printable(q.Match), q.Items,
+				amount(q.Bytes, queue.UnitBytes), amount(q.Limit, queue.UnitBytes), q.Dropped)
+		}
+	}
+	fmt.Fprintln(b)
 }
 
 // table aligns columns and leaves no blanks at the ends of lines.
