@@ -58,6 +58,7 @@ type session struct {
 	isJSON    bool
 	heard     bool       // a byte has come
 	started   bool       // a byte of a message has come
+	dripping  bool       // MinRate bounds the present read, not StallTimeout
 	begun     time.Time  // when the message that is not whole yet began; else zero
 	timed     bool       // a read deadline is set
 	retireAt  time.Time  // by Config.MaxConnectionAge; zero for never
@@ -423,6 +424,7 @@ func (s *session) sweep() error {
 // timeLeft is how long the next bytes of a message that has begun may take.
 func (s *session) timeLeft() (time.Duration, error) {
 	stall, rate := s.srv.config.StallTimeout, s.srv.config.MinRate
+	s.dripping = false
 	if rate <= 0 || stall <= 0 || s.begun.IsZero() {
 		return stall, nil
 	}
@@ -430,15 +432,20 @@ func (s *session) timeLeft() (time.Duration, error) {
 	spent := time.Since(s.begun)
 	left := stall + time.Duration(float64(s.w-s.r)/float64(rate)*float64(time.Second)) - spent
 	if left <= 0 {
-		return 0, refuse(ReasonSlow, fmt.Errorf("%d bytes of a message came in %v, less than min_rate %d a second", s.w-s.r, spent.Round(time.Second), rate))
+		return 0, s.tooSlow()
 	}
+	s.dripping = left < stall
 	return min(stall, left), nil
+}
+
+func (s *session) tooSlow() error {
+	return refuse(ReasonSlow, fmt.Errorf("%d bytes of a message came in %v, less than min_rate %d a second", s.w-s.r, time.Since(s.begun).Round(time.Second), s.srv.config.MinRate))
 }
 
 func (s *session) timedOut() error {
 	if s.w > s.r {
-		if _, err := s.timeLeft(); err != nil {
-			return err
+		if s.dripping {
+			return s.tooSlow()
 		}
 		return refuse(ReasonStalled, fmt.Errorf("nothing came for %v in the middle of a message", s.srv.config.StallTimeout))
 	}
