@@ -8,6 +8,7 @@ package status
 import (
 	"time"
 
+	"weir/internal/doctor"
 	"weir/internal/queue"
 )
 
@@ -43,6 +44,15 @@ type Snapshot struct {
 	// Warnings says what an operator should mend although weir works.
 	Warnings []string `json:"warnings"`
 
+	// Alerts are the warnings that are on, and those that ended of late.
+	Alerts []Alert `json:"alerts"`
+	// Senders are some of the senders, most heartbeats first; SendersKnown is
+	// how many the table holds.
+	Senders      []Sender `json:"senders"`
+	SendersKnown int      `json:"senders_known"`
+	// Findings are what the doctor found that is not as it should be.
+	Findings []doctor.Finding `json:"findings"`
+
 	// Inputs describes the configured sources for monitor_agent.
 	Inputs []Input `json:"-"`
 }
@@ -60,6 +70,46 @@ type Listener struct {
 	LimitedBy string `json:"limited_by,omitempty"`
 	// Mend is the command that raises the limit, or empty.
 	Mend string `json:"mend,omitempty"`
+}
+
+// Alert is a warning with its cause, from when it began until it was over.
+type Alert struct {
+	// Name is the alert's stable name, such as "accept_queue_high"; Subject is
+	// which listener, buffer or output it is about.
+	Name    string `json:"name"`
+	Subject string `json:"subject"`
+	// Message is what happens, with its figures and the cause; Mend is the
+	// command that mends it, or empty.
+	Message string     `json:"message"`
+	Mend    string     `json:"mend,omitempty"`
+	Since   time.Time  `json:"since"`
+	Until   *time.Time `json:"until,omitempty"`
+}
+
+// Sender is what one address has done since weir first saw it.
+type Sender struct {
+	Address string `json:"address"`
+	// Open connections now, and all that were accepted.
+	Open     int64  `json:"open_connections"`
+	Accepted uint64 `json:"accepted_connections"`
+	// ConnectionsPerSecond and HeartbeatsPerSecond are rates of the last
+	// seconds.
+	ConnectionsPerSecond float64 `json:"connections_per_second"`
+	HeartbeatsPerSecond  float64 `json:"heartbeats_per_second"`
+	// Heartbeats by transport: connect, nil, udp.
+	Heartbeats map[string]uint64 `json:"heartbeats"`
+	Messages   uint64            `json:"messages"`
+	Events     uint64            `json:"events"`
+	Bytes      uint64            `json:"bytes"`
+	Acks       uint64            `json:"acks"`
+	// Resends counts messages whose chunk id was stored before.
+	Resends uint64 `json:"resends"`
+	// Invalid counts messages of which something could not be taken.
+	Invalid           uint64    `json:"invalid_messages"`
+	HandshakeFailures uint64    `json:"handshake_failures"`
+	LastSeen          time.Time `json:"last_seen"`
+	// Features are what of the protocol it uses: packed, gzip, ack, tls, ….
+	Features []string `json:"features"`
 }
 
 // Traffic is what came in since start.
