@@ -16,7 +16,9 @@ func (s *session) complete(m *Message, err error) {
 	srv := s.srv
 	srv.memory.release(m.charged)
 	srv.counters.inFlight.Add(-1)
-	srv.counters.observe(time.Since(m.Received))
+	now := time.Now()
+	srv.counters.observe(now.Sub(m.Received))
+	s.peer.done(m, err, now)
 	if err == nil {
 		if m.Events > 0 || m.Invalid == nil {
 			srv.counters.messages[m.Mode].Add(1)
@@ -41,6 +43,7 @@ func (s *session) complete(m *Message, err error) {
 		if h.err == nil && h.wantAck && !s.dead {
 			s.out = s.appendAck(s.out, h)
 			srv.counters.acks.Add(1)
+			s.peer.acks.Add(1)
 		}
 		srv.recycle(h)
 	}

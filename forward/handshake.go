@@ -112,7 +112,22 @@ func (s *session) authenticate(ctx context.Context) error {
 		return err
 	}
 	s.srv.penalties.pass(clientOf(s.remote))
+	s.peer.uses(s.secured())
 	return nil
+}
+
+// secured are the features of the handshakes that the sender has done.
+func (s *session) secured() (f feature) {
+	if s.srv.config.TLS != nil {
+		f |= featureTLS
+	}
+	if sec := s.srv.config.Security; sec != nil {
+		f |= featureSharedKey
+		if sec.UserAuth {
+			f |= featureUser
+		}
+	}
+	return f
 }
 
 // handshakeTLS completes the handshake of TLS, if the connection is one. A
@@ -178,6 +193,7 @@ func (s *session) handshake(ctx context.Context) error {
 // handshakeFailed counts and logs a sender that was turned away.
 func (s *session) handshakeFailed(reason string) error {
 	s.srv.counters.handshakeFailed.Add(1)
+	s.peer.handshakeFailures.Add(1)
 	s.srv.penalties.fail(clientOf(s.remote), time.Now())
 	if ok, muted := s.srv.refusals.allow(time.Now()); ok {
 		s.srv.log.Warn("handshake failed", zap.Stringer("sender", s.remote), zap.String("reason", reason), zap.Uint64("not_logged", muted))

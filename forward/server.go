@@ -115,6 +115,7 @@ type Server struct {
 	names     names
 	refusals  logLimiter
 	penalties penalties
+	senders   senderTable
 	acks      ackQueue
 	messages  sync.Pool
 	nonce     func(b []byte) // fills b with random bytes
@@ -238,6 +239,9 @@ func (s *Server) isClosed() bool {
 func (s *Server) admit(conn net.Conn) {
 	s.counters.accepted.Add(1)
 	ses := newSession(s, conn)
+	if !ses.proxied { // else its header tells who it is
+		ses.meet(time.Now())
+	}
 	client := clientOf(ses.remote)
 	s.mu.Lock()
 	if limit := s.overLimit(client); s.closed || limit != "" {
@@ -249,6 +253,7 @@ func (s *Server) admit(conn net.Conn) {
 				zap.Stringer("sender", ses.remote), zap.String("limit", limit), zap.Int("open", open), zap.Uint64("not_logged", muted))
 		}
 		conn.Close()
+		ses.leave()
 		return
 	}
 	s.countClient(ses, client)
@@ -259,6 +264,7 @@ func (s *Server) admit(conn net.Conn) {
 	go func() {
 		defer s.wait.Done()
 		ses.serve(s.ctx)
+		ses.leave()
 		s.mu.Lock()
 		delete(s.sessions, ses)
 		if ses.counted.IsValid() {
@@ -289,6 +295,10 @@ func (s *Server) adopt(ses *session, sender net.Addr) error {
 	}
 	client := clientOf(ses.remote)
 	ses.proxied = false
+	ses.meet(time.Now())
+	if sender != nil {
+		ses.peer.uses(featureProxy)
+	}
 	if per := s.config.MaxConnectionsPerClient; per > 0 && s.clients[client] >= per {
 		s.counters.refused.Add(1)
 		return refuse(ReasonConnections, fmt.Errorf("max_connections_per_client %d is reached", per))

@@ -47,6 +47,7 @@ type session struct {
 	socket net.Conn        // conn, or what lies below its TLS
 	raw    syscall.RawConn // nil if the connection has no descriptor (TLS)
 	remote net.Addr
+	peer   *peer // in the table of senders; nil before the PROXY header
 
 	// What follows belongs to the reading goroutine.
 	buf       *[]byte // nil while idle
@@ -70,6 +71,7 @@ type session struct {
 	readN     int
 	readErr   error
 	starved   bool
+	handed    bool // a message has been handed to the handler
 
 	closing    atomic.Bool  // a message was refused: read no more
 	busySince  atomic.Int64 // Unix nanoseconds since when it waits for something else than its sender, or 0
@@ -154,6 +156,9 @@ func (s *session) next(ctx context.Context) (more bool, err error) {
 	if !s.started {
 		s.started = true
 		s.isJSON = p[0] == '{' || p[0] == '['
+		if s.isJSON {
+			s.peer.uses(featureJSON)
+		}
 	}
 	if s.isJSON {
 		return s.nextJSON(ctx, p)
@@ -168,6 +173,7 @@ func (s *session) next(ctx context.Context) (more bool, err error) {
 	p = p[:s.parser.pos]
 	if s.parser.heart {
 		s.srv.counters.nilBeats.Add(1)
+		s.peer.beat(&s.peer.nilBeats, time.Now())
 	} else {
 		m, err := s.message(ctx, p)
 		if err != nil {
@@ -295,6 +301,10 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	s.tail = m
 	s.mu.Unlock()
 	s.srv.counters.inFlight.Add(1)
+	if s.handed {
+		s.peer.uses(featureKeepalive)
+	}
+	s.handed = true
 	if warn := s.srv.config.MessageSizeWarn; warn > 0 && int64(m.Size) > warn {
 		s.srv.warnSize(s.remote, m)
 	}
@@ -529,14 +539,17 @@ func (s *session) ended(err error) {
 	switch {
 	case errors.As(err, &refusal):
 		s.srv.counters.refusedMessage(refusal.Reason)
+		s.broke(refusal)
 		s.srv.logRefusal(s.remote, refusal)
 	case !s.heard && !errors.Is(err, errDrained) && !errors.Is(err, errIdle) && !errors.Is(err, errAged):
 		// Connected and closed (or reset) without a word: a heartbeat of
 		// heartbeat_type transport or tcp, or a load balancer's check.
 		s.srv.counters.connectBeats.Add(1)
+		s.known().beat(&s.known().connectBeats, time.Now())
 	case errors.Is(err, io.EOF), errors.Is(err, errDrained), errors.Is(err, errClosing), errors.Is(err, net.ErrClosed):
 	case s.w > s.r: // reset in the middle of a message
 		s.srv.counters.refusedMessage(ReasonCut)
+		s.peer.invalid.Add(1)
 		s.srv.logRefusal(s.remote, refuse(ReasonCut, err))
 	default:
 		s.srv.log.Debug("connection ended", zap.Stringer("sender", s.remote), zap.Error(err))

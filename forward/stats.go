@@ -34,6 +34,9 @@ type Stats struct {
 	Acks     uint64
 	// Heartbeats by transport: connect, nil, udp.
 	Heartbeats map[string]uint64
+	// Unanswered counts UDP heartbeats that came while messages could not be
+	// stored, or while the server shut down.
+	Unanswered uint64
 	// RefusedMessages by reason.
 	RefusedMessages map[string]uint64
 	// RefusedEvents counts events of whole messages that the handler refused;
@@ -66,6 +69,7 @@ type counters struct {
 	inFlight                           atomic.Int64
 	acks                               atomic.Uint64
 	connectBeats, nilBeats, udpBeats   atomic.Uint64
+	unanswered                         atomic.Uint64 // UDP heartbeats
 	refusedEvents                      atomic.Uint64
 	invalidEvents, nilRecords          atomic.Uint64
 
@@ -117,6 +121,7 @@ func (s *Server) Stats() Stats {
 		Heartbeats: map[string]uint64{
 			"connect": c.connectBeats.Load(), "nil": c.nilBeats.Load(), "udp": c.udpBeats.Load(),
 		},
+		Unanswered:      c.unanswered.Load(),
 		RefusedMessages: map[string]uint64{},
 		RefusedEvents:   c.refusedEvents.Load(),
 		InvalidMessages: map[string]uint64{},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 )
 
 // maxHeartbeat is more than any heartbeat packet has: fluentd sends one zero
@@ -32,8 +33,12 @@ func (s *Server) ServeUDP(pc net.PacketConn) error {
 			}
 			return fmt.Errorf("heartbeats on %s: %w", pc.LocalAddr(), err)
 		}
+		now := time.Now()
 		s.counters.udpBeats.Add(1)
+		p := s.senders.get(packetSender(sender), now)
+		p.beat(&p.udpBeats, now)
 		if s.draining.Load() || s.config.Healthy != nil && !s.config.Healthy() {
+			s.counters.unanswered.Add(1)
 			continue // unanswered, senders turn to another server
 		}
 		// A lost answer is a lost heartbeat, as on any network.
