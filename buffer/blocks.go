@@ -26,10 +26,13 @@ func (s *segments) get() []byte {
 func (s *segments) put(b []byte) { s.pool.Put((*[segmentSize]byte)(b)) }
 
 // aligned allocates one segment that begins on a multiple of BlockSize.
-func aligned() *[segmentSize]byte {
-	b := make([]byte, segmentSize+BlockSize)
-	off := int(-uintptr(unsafe.Pointer(&b[0])) & (BlockSize - 1))
-	return (*[segmentSize]byte)(b[off : off+segmentSize])
+func aligned() *[segmentSize]byte { return (*[segmentSize]byte)(alignedMemory(segmentSize)) }
+
+// alignedMemory allocates n bytes that begin on a multiple of BlockSize.
+func alignedMemory(n int64) []byte {
+	b := make([]byte, n+BlockSize)
+	off := int64(-uintptr(unsafe.Pointer(&b[0])) & (BlockSize - 1))
+	return b[off : off+n : off+n]
 }
 
 // padded rounds n up to a multiple of BlockSize.

@@ -45,7 +45,7 @@ const (
 
 // Defaults of Options and limits.
 const (
-	DefaultChunkLimit = 256 << 20
+	DefaultChunkLimit = 64 << 20
 	DefaultTotalLimit = 64 << 30
 	// minChunk is the smallest limit of a chunk that a small TotalLimit leads to.
 	minChunk = 64 << 10
@@ -116,6 +116,11 @@ type Buffer struct {
 	backlog int64 // undelivered bytes of the slowest cursor
 	stats   counters
 
+	// spares are names of files to use again; sparing counts those on the way.
+	spares  []string
+	sparing int
+	direct  bool // chunks are written and read with O_DIRECT
+
 	// active is the open file of the last chunk; the committer's own.
 	active File
 
@@ -158,6 +163,7 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 		return nil, dirError(opt.Dir, err)
 	}
 	b.lock = lock
+	b.chooseAccess()
 	if err := b.recover(ctx); err != nil {
 		b.closeFiles()
 		return nil, dirError(opt.Dir, err)
@@ -311,7 +317,7 @@ func (b *Buffer) discard(passed []*chunk) {
 			err = b.fs.Rename(name, name+damagedSuffix)
 			b.log.Error("chunk with damage is delivered as far as it is readable and kept", zap.String("file", name+damagedSuffix))
 		} else {
-			err = b.fs.Remove(name)
+			err = b.release(c)
 		}
 		if err != nil {
 			b.log.Error("delivered chunk not removed", zap.String("file", name), zap.Error(err))

@@ -19,7 +19,7 @@ import (
 //	 8  u64  sequence number of the chunk, so that what an earlier use of the
 //	         file left behind is never taken for data
 //	16  u64  number of the frame in its chunk
-//	24  u64  length of the body
+//	24  u64  length of the body; in a footer, where the chunk's commits end
 //	32  u64  events
 //	40  i64  written, nanoseconds since 1970 UTC
 //	48  u32  entries
@@ -29,8 +29,16 @@ import (
 //	64       body, padded with zeros to a multiple of BlockSize
 //
 // The first frame is the chunk's header (magicHeader, no body), then come
-// commits (magicCommit, the body is entries), and a chunk that is written full
-// ends with a footer (magicFooter, entries and events of the whole chunk).
+// commits (magicCommit, the body is entries). A chunk that is written full has
+// a footer (magicFooter, no body, entries and events of the whole chunk) in the
+// last block of its file.
+//
+// A file is made at its full size, and used again when its chunk is delivered:
+// it is renamed to a spare, and renamed to the next chunk when that one's header
+// is durable in it. So between the commits of a chunk and its footer, or the end
+// of the file, there may be zeros or frames of earlier chunks; those have other
+// sequence numbers. A chunk that could not be made at its full size grows with
+// its commits, and its footer comes right behind them.
 //
 // Behind damage, the next frame is looked for at each block. The salt is there
 // so that no sender can forge one inside of a payload.
@@ -108,8 +116,9 @@ type chunk struct {
 	frames  uint64 // number of the next frame
 	entries uint64
 	events  uint64
-	sealed  bool // written full: has a footer, or never gets more
-	damaged bool // has lost data in its middle; kept when delivered
+	size    int64 // length of its file
+	sealed  bool  // written full: has a footer, or never gets more
+	damaged bool  // has lost data in its middle; kept when delivered
 	// before is what the chunks before it hold, counted since Open.
 	before tally
 }
@@ -129,13 +138,27 @@ func (t tally) plus(u tally) tally {
 
 const (
 	chunkPrefix   = "chunk."
+	sparePrefix   = "spare."
 	chunkSuffix   = ".weir"
 	damagedSuffix = ".damaged"
 	lockName      = "lock"
+	probeName     = "direct.probe"
 )
 
 func chunkName(dir string, seq uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%s%016x%s", chunkPrefix, seq, chunkSuffix))
+}
+
+// spareName is the name of a file that held the chunk and waits to be used again.
+func spareName(dir string, seq uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%s%016x%s", sparePrefix, seq, chunkSuffix))
+}
+
+// isSpare reports whether a file is a spare one.
+func isSpare(name string) bool {
+	rest, ok := strings.CutPrefix(name, sparePrefix)
+	_, valid := chunkSeq(chunkPrefix + rest)
+	return ok && valid
 }
 
 // chunkSeq reads a chunk's sequence number from its file name.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"time"
 
 	"go.uber.org/zap"
@@ -67,6 +66,9 @@ func (b *Buffer) completeLoop() {
 // chunk.
 func (b *Buffer) commit(g *group) error {
 	err := b.commitOnce(g)
+	if noSpace(err) && b.dropSpares() {
+		err = b.commitOnce(g)
+	}
 	var syncErr *syncError
 	if errors.As(err, &syncErr) {
 		b.log.Error("fdatasync failed: its chunk is closed, its entries are written again", zap.Error(err))
@@ -116,6 +118,7 @@ func (b *Buffer) committed(g *group, c *chunk, length int64, took time.Duration)
 		}
 	}
 	c.end += length
+	c.size = max(c.size, c.end)
 	c.frames++
 	c.entries += g.entries
 	c.events += g.events
@@ -184,31 +187,7 @@ func (b *Buffer) chunkFor(length int64, entries uint64) (*chunk, error) {
 		}
 		b.seal()
 	}
-	b.mu.Lock()
-	// Not used again, whatever comes: a file that cannot be made properly may not
-	// go away either.
-	b.lastSeq++
-	seq := b.lastSeq
-	b.mu.Unlock()
-	salt := rand.Uint32()
-	name := chunkName(b.opt.Dir, seq)
-	f, err := b.fs.Create(name)
-	if err != nil {
-		return nil, fmt.Errorf("new chunk: %w", err)
-	}
-	err = b.writeHead(f, frame{magic: magicHeader, chunk: seq, salt: salt, written: now()}, 0)
-	if err == nil && b.opt.Durability == Fsync {
-		err = errors.Join(f.Datasync(), b.fs.SyncDir(b.opt.Dir))
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("new chunk %s: %w", name, err), f.Close(), b.fs.Remove(name))
-	}
-	c = &chunk{seq: seq, salt: salt, end: BlockSize, frames: 1}
-	b.active = f
-	b.mu.Lock()
-	b.add(c)
-	b.mu.Unlock()
-	return c, nil
+	return b.newChunk()
 }
 
 // writeHead writes a frame without a body.
@@ -230,24 +209,34 @@ func (b *Buffer) seal() {
 	b.mu.Lock()
 	c := b.chunks[len(b.chunks)-1]
 	b.mu.Unlock()
-	foot := frame{magic: magicFooter, chunk: c.seq, number: c.frames, entries: c.entries, events: c.events, salt: c.salt, written: now()}
-	err := b.writeHead(b.active, foot, c.end)
-	if err != nil {
-		err = errors.Join(err, b.active.Truncate(c.end))
-	}
+	at := max(c.end, c.size-BlockSize)
+	foot := frame{magic: magicFooter, chunk: c.seq, number: c.frames, body: c.end, entries: c.entries, events: c.events, salt: c.salt, written: now()}
+	err := b.writeHead(b.active, foot, at)
+	c.size = at + BlockSize
 	if err == nil && b.opt.Durability == Fsync {
 		err = b.active.Datasync()
 	}
 	if err != nil {
+		err = errors.Join(err, b.cut(c))
 		b.log.Warn("chunk closed without a footer", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
 	}
 	b.closeActive(c)
 }
 
+// cut ends the active chunk's file with its last durable byte, so that nothing
+// behind it is taken for a commit.
+func (b *Buffer) cut(c *chunk) error {
+	if err := b.active.Truncate(c.end); err != nil {
+		return err
+	}
+	c.size = c.end
+	return nil
+}
+
 // rollBack cuts off what a failed write may have left, so that the chunk can go
 // on once there is space again.
 func (b *Buffer) rollBack(c *chunk) {
-	if err := b.active.Truncate(c.end); err != nil {
+	if err := b.cut(c); err != nil {
 		b.log.Error("failed write not rolled back: its chunk is closed", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
 		b.closeActive(c)
 	}
@@ -255,7 +244,7 @@ func (b *Buffer) rollBack(c *chunk) {
 
 // abandon closes a chunk whose fdatasync failed at its last durable byte.
 func (b *Buffer) abandon(c *chunk) {
-	if err := b.active.Truncate(c.end); err != nil {
+	if err := b.cut(c); err != nil {
 		b.log.Warn("chunk not cut after a failed fdatasync", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
 	}
 	b.closeActive(c)

@@ -175,7 +175,7 @@ func TestStaleBytes(t *testing.T) {
 	name := chunkName("/b", 1)
 	write := func(first int) []byte {
 		m := newMemFS()
-		b := open(t, Options{Dir: "/b", FS: m})
+		b := open(t, Options{Dir: "/b", FS: m, ChunkLimit: 12 * BlockSize})
 		put(t, b, first, first+1, 10)
 		together(t, m, b, first+1, first+6, size)
 		put(t, b, first+6, first+7, 10)
@@ -189,7 +189,7 @@ func TestStaleBytes(t *testing.T) {
 	for cut := 64; cut <= len(fresh); cut += 64 {
 		m := newMemFS()
 		m.names[name] = &inode{data: append(bytes.Clone(fresh[:cut]), old[cut:]...)}
-		b, err := Open(t.Context(), Options{Dir: "/b", FS: m, Cursors: []string{"out"}})
+		b, err := Open(t.Context(), Options{Dir: "/b", FS: m, ChunkLimit: 12 * BlockSize, Cursors: []string{"out"}})
 		if err != nil {
 			t.Fatal(err)
 		}

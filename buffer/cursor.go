@@ -182,7 +182,7 @@ func (c *Cursor) read(s span, maxBytes int) (*Batch, error) {
 		if err := c.closeFile(); err != nil {
 			return nil, err
 		}
-		f, err := c.b.fs.Open(chunkName(c.b.opt.Dir, from.seq))
+		f, err := c.b.fs.Open(chunkName(c.b.opt.Dir, from.seq), c.b.access())
 		if err != nil {
 			return nil, fmt.Errorf("read the buffer: %w", err)
 		}
@@ -195,7 +195,7 @@ func (c *Cursor) read(s span, maxBytes int) (*Batch, error) {
 	}
 	for {
 		if int64(cap(c.arena)) < want {
-			c.arena = make([]byte, want)
+			c.arena = alignedMemory(want)
 		}
 		p := c.arena[:want]
 		if _, err := c.file.ReadAt(p, from.off); err != nil {

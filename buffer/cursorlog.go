@@ -66,7 +66,7 @@ func openCursorLog(b *Buffer, name string) (*cursorLog, cursorRecord, error) {
 	l := &cursorLog{fs: b.fs, name: cursorName(b.opt.Dir, name), sync: b.opt.Durability == Fsync}
 	var last cursorRecord
 	var size int64
-	f, err := l.fs.Open(l.name)
+	f, err := l.fs.Open(l.name, Cached)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -189,10 +189,10 @@ func (l *cursorLog) write(f File, p []byte, off int64) error {
 // is one.
 func (l *cursorLog) renew(half int64, r cursorRecord) error {
 	name := l.name + cursorNew
-	f, err := l.fs.Create(name)
+	f, err := l.fs.Create(name, Cached)
 	if errors.Is(err, fs.ErrExist) { // left behind by a failure
 		if err = l.fs.Remove(name); err == nil {
-			f, err = l.fs.Create(name)
+			f, err = l.fs.Create(name, Cached)
 		}
 	}
 	if err != nil {

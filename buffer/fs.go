@@ -21,9 +21,11 @@ type FS interface {
 	// ReadDir lists the names in dir in order.
 	ReadDir(dir string) ([]string, error)
 	// Create makes a new file for reading and writing; it must not exist.
-	Create(name string) (File, error)
+	Create(name string, how Access) (File, error)
 	// Open opens a file for reading and writing.
-	Open(name string) (File, error)
+	Open(name string, how Access) (File, error)
+	// Direct tells why files in dir cannot be opened with Direct; nil if they can.
+	Direct(dir string) error
 	// Rename and Remove are durable after SyncDir of their directory.
 	Rename(from, to string) error
 	Remove(name string) error
@@ -31,6 +33,18 @@ type FS interface {
 	// Lock takes an exclusive lock that ends with the process; it does not wait.
 	Lock(name string) (io.Closer, error)
 }
+
+// Access is the way to a file's bytes.
+type Access uint8
+
+// The ways.
+const (
+	// Cached goes through the page cache.
+	Cached Access = iota
+	// Direct is O_DIRECT (open(2)): offsets, lengths and memory are aligned to
+	// BlockSize, and the page cache is passed by.
+	Direct
+)
 
 // File is an open file of an FS.
 type File interface {
@@ -44,6 +58,9 @@ type File interface {
 	// Datasync makes what was written durable (fdatasync(2)).
 	Datasync() error
 	Truncate(size int64) error
+	// Allocate makes the file size bytes long and reserves space for all of them
+	// (fallocate(2)); what was not written reads as zeros.
+	Allocate(size int64) error
 	Size() (int64, error)
 }
 
@@ -66,20 +83,49 @@ func (osFS) ReadDir(dir string) ([]string, error) {
 	return names, err
 }
 
-func (osFS) Create(name string) (File, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
+func (osFS) Create(name string, how Access) (File, error) {
+	return openFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, how)
+}
+
+func (osFS) Open(name string, how Access) (File, error) { return openFile(name, os.O_RDWR, how) }
+
+func openFile(name string, flags int, how Access) (File, error) {
+	if how == Direct {
+		flags |= unix.O_DIRECT
+	}
+	f, err := os.OpenFile(name, flags, fileMode)
 	if err != nil {
 		return nil, err
 	}
 	return osFile{f}, nil
 }
 
-func (osFS) Open(name string) (File, error) {
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
+// Direct writes a block to a file without a name. Only what says that O_DIRECT
+// itself is refused counts: other errors will come again where they belong.
+func (osFS) Direct(dir string) error {
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE|unix.O_DIRECT, fileMode)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) { // no O_TMPFILE
+		name := filepath.Join(dir, probeName)
+		if f, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_DIRECT, fileMode); err == nil {
+			err = os.Remove(name)
+		} else if rmErr := os.Remove(name); rmErr == nil || errors.Is(rmErr, os.ErrNotExist) {
+			// Some file systems make the file before they refuse the flag.
+			return refusesDirect(err)
+		}
 	}
-	return osFile{f}, nil
+	if err != nil {
+		return refusesDirect(err)
+	}
+	defer f.Close()
+	_, err = f.WriteAt(alignedMemory(BlockSize), 0)
+	return refusesDirect(err)
+}
+
+func refusesDirect(err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	return nil
 }
 
 func (osFS) Rename(from, to string) error { return os.Rename(from, to) }
@@ -142,6 +188,18 @@ func (f osFile) Size() (int64, error) {
 		return 0, err
 	}
 	return fi.Size(), nil
+}
+
+func (f osFile) Allocate(size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		if err == nil {
+			return nil
+		}
+		if err != unix.EINTR {
+			return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+		}
+	}
 }
 
 func (f osFile) Datasync() error {

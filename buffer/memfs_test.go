@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"unsafe"
 )
 
 // memFS is a file system in memory that can fail and lose power. It keeps what
@@ -22,8 +23,10 @@ type memFS struct {
 	names  map[string]*inode // as programs see them
 	stable map[string]*inode // as a power cut leaves them
 	locked map[string]bool
-	space  int64 // bytes that may still be written; negative for no limit
-	ops    int   // changing operations so far
+	// noDirect is why there is no O_DIRECT; nil if there is.
+	noDirect error
+	space    int64 // bytes that may still be written; negative for no limit
+	ops      int   // changing operations so far
 	// fail is asked before each changing operation; an error makes it fail. A
 	// write that fails has written half of its bytes.
 	fail func(op, name string) error
@@ -37,8 +40,12 @@ type memFS struct {
 // last Datasync what may be on the medium instead.
 type inode struct {
 	data, stable []byte
+	dirty        []extent // written since the last Datasync
 	reads        int64
 }
+
+// extent is bytes from to to-1.
+type extent struct{ from, to int }
 
 func newMemFS() *memFS {
 	return &memFS{names: map[string]*inode{}, stable: map[string]*inode{}, locked: map[string]bool{}, space: -1}
@@ -75,7 +82,9 @@ func (m *memFS) ReadDir(dir string) ([]string, error) {
 	return names, nil
 }
 
-func (m *memFS) Create(name string) (File, error) {
+func (m *memFS) Direct(string) error { return m.noDirect }
+
+func (m *memFS) Create(name string, how Access) (File, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.change("create", name); err != nil {
@@ -86,22 +95,22 @@ func (m *memFS) Create(name string) (File, error) {
 	}
 	m.names[name] = &inode{}
 	m.changed()
-	return m.open(name), nil
+	return m.open(name, how), nil
 }
 
-func (m *memFS) Open(name string) (File, error) {
+func (m *memFS) Open(name string, how Access) (File, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.names[name] == nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return m.open(name), nil
+	return m.open(name, how), nil
 }
 
-func (m *memFS) open(name string) File {
+func (m *memFS) open(name string, how Access) File {
 	m.opens++
 	m.peak = max(m.peak, m.opens)
-	return &memFile{fs: m, name: name, inode: m.names[name]}
+	return &memFile{fs: m, name: name, inode: m.names[name], direct: how == Direct}
 }
 
 func (m *memFS) Rename(from, to string) error {
@@ -253,6 +262,7 @@ type memFile struct {
 	fs     *memFS
 	name   string
 	inode  *inode
+	direct bool
 	closed bool
 }
 
@@ -261,6 +271,9 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 	defer f.fs.mu.Unlock()
 	if f.closed {
 		return 0, fs.ErrClosed
+	}
+	if err := f.aligned(p, off); err != nil {
+		return 0, err
 	}
 	if off >= int64(len(f.inode.data)) {
 		return 0, io.EOF
@@ -279,9 +292,22 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	return f.write(p, off)
 }
 
+// aligned is what O_DIRECT asks for.
+func (f *memFile) aligned(p []byte, off int64) error {
+	if f.direct && (off%BlockSize != 0 || len(p)%BlockSize != 0 || uintptr(unsafe.Pointer(unsafe.SliceData(p)))%BlockSize != 0) {
+		return &fs.PathError{Op: "direct", Path: f.name, Err: syscall.EINVAL}
+	}
+	return nil
+}
+
 func (f *memFile) WriteBlocks(blocks [][]byte, off int64) error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
+	for _, p := range blocks {
+		if err := f.aligned(p, off); err != nil {
+			return err
+		}
+	}
 	p := bytes.Join(blocks, nil)
 	if off%BlockSize != 0 || len(p)%BlockSize != 0 {
 		return fmt.Errorf("write of %d bytes at %d is not aligned", len(p), off)
@@ -313,10 +339,33 @@ func (f *memFile) put(p []byte, off int64) int {
 	if got := f.fs.take(grow); got < grow {
 		p = p[:max(0, int64(len(p))-(grow-got))]
 	}
+	was := len(i.data)
 	if end := off + int64(len(p)); end > int64(len(i.data)) {
 		i.data = append(i.data, make([]byte, end-int64(len(i.data)))...)
 	}
+	i.dirty = append(i.dirty, extent{was, int(off)}, extent{int(off), int(off) + len(p)})
 	return copy(i.data[off:], p)
+}
+
+func (f *memFile) Allocate(size int64) error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.fs.change("allocate", f.name); err != nil {
+		return err
+	}
+	i := f.inode
+	grow := size - int64(len(i.data))
+	if got := f.fs.take(grow); got < grow {
+		f.fs.give(got)
+		return &fs.PathError{Op: "allocate", Path: f.name, Err: syscall.ENOSPC}
+	}
+	if grow > 0 {
+		data := make([]byte, size)
+		copy(data, i.data)
+		i.data = data
+	}
+	f.fs.changed()
+	return nil
 }
 
 func (f *memFile) Datasync() error {
@@ -328,7 +377,18 @@ func (f *memFile) Datasync() error {
 	if err := f.fs.change("datasync", f.name); err != nil {
 		return err
 	}
-	f.inode.stable = bytes.Clone(f.inode.data)
+	i := f.inode
+	if len(i.stable) != len(i.data) {
+		stable := make([]byte, len(i.data))
+		copy(stable, i.stable)
+		i.stable = stable
+	}
+	for _, e := range i.dirty {
+		if e.to = min(e.to, len(i.data)); e.from < e.to {
+			copy(i.stable[e.from:e.to], i.data[e.from:e.to])
+		}
+	}
+	i.dirty = i.dirty[:0]
 	f.fs.changed()
 	return nil
 }
@@ -342,8 +402,10 @@ func (f *memFile) Truncate(size int64) error {
 	i := f.inode
 	if size <= int64(len(i.data)) {
 		f.fs.give(int64(len(i.data)) - size)
+		i.dirty = append(i.dirty, extent{int(size), len(i.data)})
 		i.data = i.data[:size:size]
 	} else {
+		i.dirty = append(i.dirty, extent{len(i.data), int(size)})
 		i.data = append(i.data, make([]byte, size-int64(len(i.data)))...)
 	}
 	f.fs.changed()

@@ -20,6 +20,7 @@ func (b *Buffer) recover(ctx context.Context) error {
 		return err
 	}
 	var seqs []uint64
+	var spares []string
 	for _, name := range names {
 		seq, isChunk := chunkSeq(name)
 		old, isOld := chunkSeq(strings.TrimSuffix(name, damagedSuffix))
@@ -38,10 +39,19 @@ func (b *Buffer) recover(ctx context.Context) error {
 			if err := b.fs.Remove(filepath.Join(b.opt.Dir, name)); err != nil {
 				return err
 			}
+		case isSpare(name):
+			spares = append(spares, name)
 		case isCur, name == lockName:
+		case name == probeName:
+			if err := b.fs.Remove(filepath.Join(b.opt.Dir, name)); err != nil {
+				return err
+			}
 		default:
 			b.log.Warn("file in the buffer directory is not weir's and left alone", zap.String("file", name))
 		}
+	}
+	if err := b.recoverSpares(spares); err != nil {
+		return err
 	}
 	slices.Sort(seqs)
 	for i, seq := range seqs {
@@ -79,7 +89,7 @@ func (b *Buffer) recover(ctx context.Context) error {
 // begun reads from a chunk's header when it was made; what cannot tell is taken
 // for new.
 func (b *Buffer) begun(c *chunk) time.Time {
-	f, err := b.fs.Open(chunkName(b.opt.Dir, c.seq))
+	f, err := b.fs.Open(chunkName(b.opt.Dir, c.seq), Cached)
 	if err != nil {
 		return now()
 	}
@@ -99,21 +109,16 @@ func (b *Buffer) begun(c *chunk) time.Time {
 // newest one becomes the active chunk if it can take more.
 func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 	name := chunkName(b.opt.Dir, seq)
-	f, err := b.fs.Open(name)
+	f, err := b.fs.Open(name, Cached)
 	if err != nil {
 		return err
 	}
-	keep := false
-	defer func() {
-		if !keep {
-			f.Close()
-		}
-	}()
+	defer f.Close()
 	size, err := f.Size()
 	if err != nil {
 		return err
 	}
-	c := &chunk{seq: seq, end: BlockSize, frames: 1, sealed: !newest}
+	c := &chunk{seq: seq, end: BlockSize, frames: 1, size: size, sealed: !newest}
 	if b.readFooter(f, c, size) {
 		b.add(c)
 		return nil
@@ -146,20 +151,23 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 			c.events += t.events
 		}
 	}
-	if c.end != size && (newest || c.end > size) {
-		if c.end < size {
-			b.log.Warn("unfinished commit cut off the newest chunk", zap.String("file", name), zap.Int64("bytes", size-c.end))
-		} // else the padding is missing
+	if w.tail.magic == magicCommit && newest {
+		b.log.Warn("unfinished commit left out of the newest chunk", zap.String("file", name), zap.Int64("offset", c.end))
+	}
+	resume := newest && !c.damaged && headerOK && c.end < b.chunkLimit
+	if c.end > size || c.end < size && newest && !resume {
+		// The padding is missing, or the chunk ends here and has no footer.
 		if err := errors.Join(f.Truncate(c.end), f.Datasync()); err != nil {
 			return fmt.Errorf("mend the end of %s: %w", name, err)
 		}
+		c.size = c.end
+	}
+	if c.sealed = !resume; resume {
+		if b.active, err = b.fs.Open(name, b.access()); err != nil {
+			return err
+		}
 	}
 	b.add(c)
-	if newest && !c.damaged && headerOK && c.end < b.chunkLimit {
-		b.active, keep = f, true
-	} else {
-		c.sealed = true
-	}
 	return nil
 }
 
@@ -173,7 +181,7 @@ func (b *Buffer) setAside(name string, size int64) error {
 	return b.fs.Rename(name, name+damagedSuffix)
 }
 
-// readFooter fills c from the footer, if the file ends with one.
+// readFooter fills c from the footer, if the file ends with one of this chunk.
 func (b *Buffer) readFooter(f File, c *chunk, size int64) bool {
 	if size < 2*BlockSize || size%BlockSize != 0 {
 		return false
@@ -183,17 +191,17 @@ func (b *Buffer) readFooter(f File, c *chunk, size int64) bool {
 		return false
 	}
 	foot, err := decodeFrame(p[:], c.seq)
-	if err != nil || foot.magic != magicFooter {
+	if err != nil || foot.magic != magicFooter || foot.body < BlockSize || foot.body > size-BlockSize || foot.body%BlockSize != 0 {
 		return false
 	}
-	c.end, c.frames = size-BlockSize, foot.number
+	c.end, c.frames = foot.body, foot.number
 	c.entries, c.events, c.salt = foot.entries, foot.events, foot.salt
 	c.sealed = true
 	return true
 }
 
 // walkWindow is how much a walk reads at a time.
-const walkWindow = 256 << 10
+const walkWindow = 1 << 20
 
 // walker goes from frame to frame of a chunk without a footer. It reads the
 // heads only, but for the last commit: those before it were durable before it

@@ -50,6 +50,10 @@ type Stats struct {
 	// total_limit_size counts them; Limit is that parameter.
 	Backlog, PeakBacklog, Limit int64
 	Chunks                      int
+	// Spares is how many delivered files wait to be used again.
+	Spares int
+	// Direct: commits pass the page cache by (O_DIRECT).
+	Direct bool
 	// Pending is the bytes taken by Append that are not durable yet.
 	Pending, PeakPending int64
 	PendingEntries       uint64
@@ -107,6 +111,7 @@ func (b *Buffer) Stats() Stats {
 	c := &b.stats
 	s := Stats{
 		Backlog: b.backlog, PeakBacklog: c.peakBacklog, Limit: b.opt.TotalLimit, Chunks: len(b.chunks),
+		Spares: len(b.spares), Direct: b.direct,
 		Pending: b.pending(), PeakPending: c.peakPending,
 		Commits: c.commits, FailedCommits: c.failedCommits,
 		Entries: c.entries, Events: c.events, Bytes: c.bytes,

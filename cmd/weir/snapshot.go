@@ -18,7 +18,7 @@ import (
 func (s *server) snapshot() *status.Snapshot {
 	snap := &status.Snapshot{
 		Version: version, PID: os.Getpid(), Started: s.started, Now: time.Now(),
-		CommitLatency: map[string]status.Histogram{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
+		CommitLatency: map[string]status.Histogram{}, DirectIO: map[string]bool{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
 		Traffic: status.Traffic{Messages: map[string]uint64{}, Events: map[string]uint64{}, Bytes: map[string]uint64{},
 			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Refused: map[string]uint64{}, Invalid: map[string]uint64{}},
 	}
@@ -184,7 +184,8 @@ func addMatch(snap *status.Snapshot, m *match) {
 		queue.Queue{Name: queue.Commit, Instance: name, Unit: queue.UnitBytes, Depth: st.Pending, Peak: st.PeakPending,
 			Dropped: st.FailedEntries, OldestAge: st.PendingAge, Note: note},
 		queue.Queue{Name: queue.Buffer, Instance: name, Unit: queue.UnitBytes, Depth: st.Backlog, Capacity: st.Limit, Peak: st.PeakBacklog,
-			Dropped: droppedEvents(st.Cursors), DroppedBy: droppedBy(st.Cursors), OldestAge: st.OldestAge})
+			Dropped: droppedEvents(st.Cursors), DroppedBy: droppedBy(st.Cursors), OldestAge: st.OldestAge, Note: cached(m, st)})
+	snap.DirectIO[name] = st.Direct
 	l := st.Latency
 	snap.CommitLatency[name] = histogram(l.Bounds, l.Counts, l.Count, l.Sum)
 	q := m.rejected.Stats()
@@ -192,6 +193,14 @@ func addMatch(snap *status.Snapshot, m *match) {
 	for i, r := range m.runners {
 		addOutput(snap, m.config, m.config.Outputs[i], st, st.Cursors[i], r.Stats())
 	}
+}
+
+// cached tells that a buffer is slower than it could be.
+func cached(m *match, st buffer.Stats) string {
+	if st.Direct || m.config.Buffer.NoSync {
+		return ""
+	}
+	return "through the page cache: the file system refuses O_DIRECT"
 }
 
 func droppedBy(cursors []buffer.CursorStats) map[string]uint64 {

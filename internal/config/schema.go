@@ -263,7 +263,7 @@ func bufferSection(storage, delivery bool) *section {
 		s.params = append(s.params,
 			spec{name: "@type", kind: kindEnum, def: "file", values: []string{"file", "memory"}, doc: "weir buffers in files"},
 			spec{name: "path", doc: "the directory of the buffer; root_dir/buffer/ID without it"},
-			spec{name: "chunk_limit_size", kind: kindSize, def: "256m", doc: "size at which a chunk is closed"},
+			spec{name: "chunk_limit_size", kind: kindSize, def: "64m", doc: "size at which a chunk is closed"},
 			spec{name: "total_limit_size", kind: kindSize, def: "64g", doc: "undelivered bytes"},
 			spec{name: "overflow_action", kind: kindEnum, def: "throw_exception", values: []string{"throw_exception", "block", "drop_oldest_chunk"}, doc: "what to do beyond total_limit_size: no ack, stop reading, or drop"},
 			spec{name: "rejected_limit_size", kind: kindSize, def: "256m", doc: "bytes of the quarantine of what can never be taken; the oldest makes room"},

@@ -61,6 +61,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		e.histogram("weir_commit_seconds", "Time of one commit: write and fdatasync.", h, "buffer", name)
 	}
 
+	for name, direct := range s.DirectIO {
+		e.gauge("weir_buffer_direct_io", "1 if commits pass the page cache by (O_DIRECT), 0 if the file system refuses that.", boolFloat(direct), "buffer", name)
+	}
+
 	dropped := map[string]uint64{}
 	for _, b := range s.Balance {
 		for cause, n := range b.Dropped {

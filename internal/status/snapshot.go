@@ -32,6 +32,10 @@ type Snapshot struct {
 	// CommitLatency is the time of one write and fdatasync, by buffer.
 	CommitLatency map[string]Histogram `json:"-"`
 
+	// DirectIO says of each buffer whether its commits pass the page cache by
+	// (O_DIRECT, open(2)).
+	DirectIO map[string]bool `json:"direct_io"`
+
 	// TCPStates counts the connections of the listening ports by state, as
 	// the kernel has them.
 	TCPStates map[string]int64 `json:"tcp_connections"`
