@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"weir/internal/page"
 )
 
 // Limits of the HTTP endpoint: it answers small GET requests only.
@@ -27,6 +29,7 @@ const (
 // Server answers the status endpoint's requests.
 type Server struct {
 	snapshot func() *Snapshot
+	stream   *stream
 	http     *http.Server
 	log      *zap.Logger
 }
@@ -34,7 +37,7 @@ type Server struct {
 // NewServer returns a Server that draws every answer from snapshot, which must
 // be safe for concurrent use.
 func NewServer(snapshot func() *Snapshot, log *zap.Logger) *Server {
-	s := &Server{snapshot: snapshot, log: log}
+	s := &Server{snapshot: snapshot, stream: newStream(snapshot, log), log: log}
 	s.http = &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -47,8 +50,8 @@ func NewServer(snapshot func() *Snapshot, log *zap.Logger) *Server {
 	return s
 }
 
-// Handler returns the routes: /metrics, /api/queues.json, /api/plugins.json,
-// /healthz and /readyz.
+// Handler returns the routes: the page at /, its /api/stream, /metrics,
+// /api/queues.json, /api/plugins.json, /healthz and /readyz.
 func (s *Server) Handler() http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector{s.snapshot},
@@ -58,10 +61,13 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(s.log)}))
 	mux.HandleFunc("GET /api/queues.json", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.snapshot()) })
 	mux.HandleFunc("GET /api/plugins.json", func(w http.ResponseWriter, _ *http.Request) { s.json(w, plugins(s.snapshot())) })
+	mux.Handle("GET /api/stream", s.stream)
+	mux.Handle("GET /{$}", page.Handler())
+	mux.Handle("GET /page/", page.Handler())
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "weir serves /metrics, /api/queues.json, /api/plugins.json, /healthz and /readyz (GET) here, not "+r.URL.Path, http.StatusNotFound)
+		http.Error(w, "weir serves its page at /, /metrics, /api/queues.json, /api/stream, /api/plugins.json, /healthz and /readyz (GET) here, not "+r.URL.Path, http.StatusNotFound)
 	})
 	return mux
 }
@@ -92,8 +98,10 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown stops the endpoint; open requests have until ctx ends.
+// Shutdown stops the endpoint: streams end at once, other requests have until
+// ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.stream.stop()
 	if err := s.http.Shutdown(ctx); err != nil {
 		return errors.Join(err, s.http.Close())
 	}
