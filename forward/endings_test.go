@@ -78,7 +78,9 @@ func TestHalfClosedUnread(t *testing.T) {
 	r := serve(t, Config{Handler: h})
 	conn := r.dial()
 	message := pack([]any{"t", stream(100)})
-	for range 100 {
+	// More than one read takes, and little enough for the kernel's receive
+	// buffer: the end of the stream waits behind what does not fit into that.
+	for range 20 {
 		if _, err := conn.Write(message); err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +94,7 @@ func TestHalfClosedUnread(t *testing.T) {
 	}
 	close(h.release)
 	eventually(t, "all is read", func() bool { return r.Stats().Open == 0 })
-	if h.events != 100*100 {
+	if h.events != 20*100 {
 		t.Errorf("%d events", h.events)
 	}
 }
