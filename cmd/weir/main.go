@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,14 +20,21 @@ func main() {
 	os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// execute runs the command line and returns the exit code: 0, or 1 after one
-// line on stderr that says what to do.
+// execute runs the command line and returns the exit code: 0, or another after
+// one line on stderr that says what to do; 1 where the command says no other.
 func execute(args []string, stdout, stderr io.Writer) int {
 	root := newRootCommand()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	if err := root.ExecuteContext(context.Background()); err != nil {
+		var exit *exitError
+		if errors.As(err, &exit) {
+			if exit.err != nil {
+				fmt.Fprintf(stderr, "weir: %v\n", exit.err)
+			}
+			return exit.code
+		}
 		fmt.Fprintf(stderr, "weir: %v\n", err)
 		return 1
 	}
@@ -63,6 +71,7 @@ loopback only, everything below ./weir-data.`,
 			RunE:  runE,
 		},
 		newCheckCommand(&configPath),
+		newDoctorCommand(&configPath),
 		newStatusCommand(&configPath),
 		newBufferCommand(&configPath),
 		&cobra.Command{
