@@ -51,16 +51,21 @@ type File struct {
 	names map[string]string    // expanded template -> path, where _N is appended
 	turn  uint64
 	zip   *gzip.Writer
+
+	bounce bounce // made with the first large write
 }
 
 // openFile is one file and what waits to be written to it.
 type openFile struct {
 	f       *os.File
+	direct  *os.File // the same with O_DIRECT, once a write was large enough
 	path    string
 	length  int64 // written
 	pending *bytebufferpool.ByteBuffer
 	dirty   bool   // written since the last fdatasync
 	turn    uint64 // of its last use
+
+	noDirect bool // the file system refuses O_DIRECT
 }
 
 // fileState is the state as it is stored.
@@ -192,8 +197,12 @@ func (o *File) write(batch *buffer.Batch) error {
 	waiting := 0
 	for i := range batch.Entries {
 		e := &batch.Entries[i]
+		var f *openFile // of the event before, whose second is sec
+		sec := int64(0)
 		err := o.events.each(e, func(ev forward.Event, p []byte) (int, error) {
-			f := o.fileOf(e.Tag, ev.Sec)
+			if f == nil || ev.Sec != sec && o.path.timed {
+				f, sec = o.fileOf(e.Tag, ev.Sec), ev.Sec
+			}
 			before := len(f.pending.B)
 			out, n, err := o.format.append(f.pending.B, e.Tag, ev, p)
 			if err != nil {
@@ -332,11 +341,12 @@ func (o *File) writeFile(f *openFile) error {
 		}
 		p = member.B
 	}
-	f.dirty = true
-	if _, err := f.f.WriteAt(p, f.length); err != nil {
-		return fmt.Errorf("output file: %w", err)
+	if o.bounce == nil && len(p) >= directBytes {
+		o.bounce = newBounce()
 	}
-	f.length += int64(len(p))
+	if err := f.append(p, o.bounce); err != nil {
+		return err
+	}
 	f.pending.Reset()
 	return nil
 }
@@ -400,7 +410,11 @@ func (o *File) forget(f *openFile) {
 	if f.f == nil {
 		return
 	}
-	if err := f.f.Close(); err != nil {
+	err := f.f.Close()
+	if f.direct != nil {
+		err = errors.Join(err, f.direct.Close())
+	}
+	if err != nil {
 		o.log.Warn("output file not closed", zap.String("file", f.path), zap.Error(err))
 	}
 }

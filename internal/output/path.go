@@ -14,6 +14,7 @@ import (
 // pathTemplate makes the path of an event's file from its tag and its time.
 type pathTemplate struct {
 	parts []pathPart
+	timed bool   // the path depends on the event's time
 	key   []byte // of the last path
 	path  string
 }
@@ -50,6 +51,7 @@ func newPathTemplate(path string, loc *time.Location) (*pathTemplate, error) {
 					return nil, fmt.Errorf("path: %w", err)
 				}
 				part = pathPart{time: f}
+				t.timed = true
 			}
 			t.parts = append(t.parts, part)
 		}
@@ -73,20 +75,10 @@ func newPathTemplate(path string, loc *time.Location) (*pathTemplate, error) {
 	return t, nil
 }
 
-// hasTime reports whether the path depends on the event's time.
-func (t *pathTemplate) hasTime() bool {
-	for _, p := range t.parts {
-		if p.time != nil {
-			return true
-		}
-	}
-	return false
-}
-
 // expand returns the path for a tag and a time. Paths of one second and tag are
 // made once.
 func (t *pathTemplate) expand(tag []byte, sec int64) string {
-	if !t.hasTime() {
+	if !t.timed {
 		sec = 0
 	}
 	n := len(t.key)
