@@ -73,6 +73,7 @@ loopback only, everything below ./weir-data.`,
 		newCheckCommand(&configPath),
 		newDoctorCommand(&configPath),
 		newStatusCommand(&configPath),
+		newTopCommand(&configPath),
 		newBufferCommand(&configPath),
 		&cobra.Command{
 			Use:   "version",

@@ -64,11 +64,11 @@ export function seconds(s) {
 // age writes how long something has lasted.
 export function age(s) {
   if (s < 0) return "0 s";
-  if (s < 1) return whole.format(s * 1e3) + " ms";
-  if (s < 60) return s.toFixed(s < 10 ? 1 : 0) + " s";
-  if (s < 3600) return Math.floor(s / 60) + " min " + Math.floor(s % 60) + " s";
-  if (s < 86400) return Math.floor(s / 3600) + " h " + Math.floor((s % 3600) / 60) + " min";
-  return Math.floor(s / 86400) + " d " + Math.floor((s % 86400) / 3600) + " h";
+  if (s < 1) return whole.format(s * 1e3) + "\u00a0ms";
+  if (s < 60) return s.toFixed(s < 10 ? 1 : 0) + "\u00a0s";
+  if (s < 3600) return Math.floor(s / 60) + "\u00a0min\u00a0" + Math.floor(s % 60) + "\u00a0s";
+  if (s < 86400) return Math.floor(s / 3600) + "\u00a0h\u00a0" + Math.floor((s % 3600) / 60) + "\u00a0min";
+  return Math.floor(s / 86400) + "\u00a0d\u00a0" + Math.floor((s % 86400) / 3600) + "\u00a0h";
 }
 
 export function clock(date) {
