@@ -75,6 +75,7 @@ loopback only, everything below ./weir-data.`,
 		newStatusCommand(&configPath),
 		newTopCommand(&configPath),
 		newBufferCommand(&configPath),
+		newLoadCommand(),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",

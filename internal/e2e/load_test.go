@@ -1,0 +1,64 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"weir/internal/load"
+)
+
+// TestLoadCommand runs testdata/script/load.txt: flags, exit codes, messages.
+func TestLoadCommand(t *testing.T) {
+	w := start(t, options{})
+	testscript.Run(t, testscript.Params{
+		Files: []string{"testdata/script/load.txt"},
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("PATH", filepath.Dir(binary)+":/usr/bin:/bin")
+			env.Setenv("ADDR", w.addr)
+			env.Setenv("OUT", filepath.Join(w.dir, "out"))
+			env.Setenv("PID", fmt.Sprint(w.cmd.Process.Pid))
+			return nil
+		},
+	})
+}
+
+// TestLoadSurvivesKill kills weir under load and starts it again: what was not
+// acked is sent again, and nothing that was acked is lost.
+func TestLoadSurvivesKill(t *testing.T) {
+	w := start(t, options{})
+	type outcome struct {
+		rep *load.Report
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		rep, err := load.Run(t.Context(), load.Options{Address: w.addr, Mode: "forward", Events: 20, Size: 277, Tag: "killed", Tags: 1, Ack: true,
+			AckTimeout: 30 * time.Second, Connections: 3, KeepAlive: true, Window: 2, Heartbeat: "none", Rate: 2000, Duration: 4 * time.Second,
+			Verify: []string{filepath.Join(w.dir, "out", "*")}, VerifyWait: 20 * time.Second})
+		done <- outcome{rep, err}
+	}()
+	waitFor(t, 20*time.Second, func() error {
+		if len(readEvents(t, w.dir)) == 0 {
+			return fmt.Errorf("nothing came")
+		}
+		return nil
+	})
+	w.kill()
+	start(t, options{dir: w.dir, addr: w.addr})
+	o := <-done
+	if o.rep == nil || o.rep.Verify == nil {
+		t.Fatal(o.err)
+	}
+	text, err := json.Marshal(o.rep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.rep.Verify.Lost > 0 || o.rep.UnackedChunks > 0 || o.rep.Errors == 0 {
+		t.Errorf("after a kill: %s", text)
+	}
+}

@@ -1,0 +1,203 @@
+package load
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+)
+
+// Report is the outcome of a run. Its JSON is what `weir load --json` prints.
+type Report struct {
+	Run             string            `json:"run"` // 8 hexadecimal digits that begin all its ids
+	Seconds         float64           `json:"seconds"`
+	Events          uint64            `json:"events"` // sent, each counted once
+	Bytes           uint64            `json:"bytes"`  // of events, uncompressed
+	Chunks          uint64            `json:"chunks"`
+	AckedEvents     uint64            `json:"acked_events"`
+	AckedChunks     uint64            `json:"acked_chunks"`
+	UnackedChunks   int64             `json:"unacked_chunks"`
+	ResentChunks    uint64            `json:"resent_chunks"`
+	EventsPerSecond float64           `json:"events_per_second"`
+	BytesPerSecond  float64           `json:"bytes_per_second"`
+	Connections     uint64            `json:"connections"`
+	Errors          uint64            `json:"errors"`
+	LastError       string            `json:"last_error,omitempty"`
+	Heartbeats      uint64            `json:"heartbeats"`
+	HeartbeatsLost  uint64            `json:"heartbeats_lost"`
+	Ack             *Percentiles      `json:"ack_ms,omitempty"`
+	Connect         *Percentiles      `json:"connect_ms,omitempty"`
+	Heartbeat       *Percentiles      `json:"heartbeat_ms,omitempty"`
+	Kernel          map[string]uint64 `json:"kernel"` // what the counters grew by
+	Server          *Server           `json:"server,omitempty"`
+	OwnCPU          float64           `json:"own_cpu_seconds"`
+	Verify          *Verification     `json:"verify,omitempty"`
+}
+
+// Percentiles are latencies in milliseconds.
+type Percentiles struct {
+	Count int64   `json:"count"`
+	P50   float64 `json:"p50"`
+	P90   float64 `json:"p90"`
+	P99   float64 `json:"p99"`
+	P999  float64 `json:"p999"`
+	Max   float64 `json:"max"`
+}
+
+// Server is what the load cost the process of --pid.
+type Server struct {
+	PID                 int     `json:"pid"`
+	CPUSeconds          float64 `json:"cpu_seconds"`
+	CPUSecondsPerGB     float64 `json:"cpu_seconds_per_gb,omitempty"`
+	CPUMicrosPerEvent   float64 `json:"cpu_microseconds_per_event,omitempty"`
+	CPUMicrosConnection float64 `json:"cpu_microseconds_per_connection,omitempty"`
+	RSS                 int64   `json:"rss_bytes"`
+	PeakRSS             int64   `json:"peak_rss_bytes"`
+}
+
+func (l *latency) percentiles() *Percentiles {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.h.TotalCount() == 0 {
+		return nil
+	}
+	at := func(p float64) float64 { return float64(l.h.ValueAtQuantile(p)) / 1000 }
+	return &Percentiles{l.h.TotalCount(), at(50), at(90), at(99), at(99.9), float64(l.h.Max()) / 1000}
+}
+
+func (r *run) report(id uint32, took time.Duration, before, after measured) *Report {
+	rep := &Report{Run: fmt.Sprintf("%08x", id), Seconds: took.Seconds(), Events: r.sentEvents.Load(), Bytes: r.sentBytes.Load(),
+		Chunks: r.sentChunks.Load(), AckedEvents: r.ackedEvents.Load(), AckedChunks: r.ackedChunks.Load(),
+		UnackedChunks: r.inFlight.Load(), ResentChunks: r.resent.Load(), Connections: r.connections.Load(), Errors: r.connErrors.Load(),
+		Heartbeats: r.heartbeats.Load(), HeartbeatsLost: r.heartbeatsLost.Load(), Ack: r.ackLatency.percentiles(),
+		Connect: r.connectLatency.percentiles(), Heartbeat: r.beatWaited.percentiles(), Kernel: map[string]uint64{}, OwnCPU: after.own - before.own}
+	rep.EventsPerSecond, rep.BytesPerSecond = float64(rep.Events)/rep.Seconds, float64(rep.Bytes)/rep.Seconds
+	if r.lastErr != nil {
+		rep.LastError = r.lastErr.Error()
+	}
+	for _, name := range kernelCounters {
+		if v, ok := after.kernel[name]; ok {
+			rep.Kernel[name] = v - before.kernel[name]
+		}
+	}
+	if r.o.PID != 0 {
+		s := &Server{PID: r.o.PID, CPUSeconds: after.cpu - before.cpu, RSS: after.rss, PeakRSS: after.hwm}
+		if rep.Events > 0 {
+			s.CPUSecondsPerGB = s.CPUSeconds / float64(rep.Bytes) * 1e9
+			s.CPUMicrosPerEvent = s.CPUSeconds / float64(rep.Events) * 1e6
+		} else if rep.Connections > 0 {
+			s.CPUMicrosConnection = s.CPUSeconds / float64(rep.Connections) * 1e6
+		}
+		rep.Server = s
+	}
+	return rep
+}
+
+// problem is the error that the outcome is, nil if all went well.
+func (rep *Report) problem() error {
+	v := rep.Verify
+	switch {
+	case v != nil && (v.Lost > 0 || v.Repeated > 0):
+		return fmt.Errorf("%d events lost, %d repeated", v.Lost, v.Repeated)
+	case rep.UnackedChunks > 0:
+		return fmt.Errorf("%d chunks were not acked (last error: %s)", rep.UnackedChunks, orNone(rep.LastError))
+	case rep.Errors > 0 && rep.Events == 0:
+		return fmt.Errorf("%d connections failed, the last: %s", rep.Errors, rep.LastError)
+	}
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// WriteText writes the report as a table.
+func (rep *Report) WriteText(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, a ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, a...)) }
+	row("run", "%s, %.2f s", rep.Run, rep.Seconds)
+	if rep.Events > 0 {
+		row("sent", "%d events in %d chunks, %s", rep.Events, rep.Chunks, size(float64(rep.Bytes)))
+		row("rate", "%.0f events/s, %s/s", rep.EventsPerSecond, size(rep.BytesPerSecond))
+	}
+	if rep.Ack != nil || rep.UnackedChunks > 0 {
+		row("acked", "%d events in %d chunks; %d chunks not acked, %d sent again", rep.AckedEvents, rep.AckedChunks, rep.UnackedChunks, rep.ResentChunks)
+	}
+	row("connections", "%d; errors: %d", rep.Connections, rep.Errors)
+	if rep.LastError != "" {
+		row("last error", "%s", rep.LastError)
+	}
+	if rep.Heartbeats > 0 {
+		row("heartbeats", "%d, lost: %d", rep.Heartbeats, rep.HeartbeatsLost)
+	}
+	for _, l := range []struct {
+		name string
+		p    *Percentiles
+	}{{"ack", rep.Ack}, {"connect", rep.Connect}, {"heartbeat", rep.Heartbeat}} {
+		if p := l.p; p != nil {
+			row(l.name+" latency", "p50 %.2f ms, p90 %.2f, p99 %.2f, p99.9 %.2f, max %.2f", p.P50, p.P90, p.P99, p.P999, p.Max)
+		}
+	}
+	if s := rep.Server; s != nil {
+		row("server", "pid %d, %.2f s CPU, RSS %s, peak %s", s.PID, s.CPUSeconds, size(float64(s.RSS)), size(float64(s.PeakRSS)))
+		switch {
+		case s.CPUMicrosPerEvent > 0:
+			row("server cost", "%.2f s CPU per GB, %.2f µs per event", s.CPUSecondsPerGB, s.CPUMicrosPerEvent)
+		case s.CPUMicrosConnection > 0:
+			row("server cost", "%.1f µs CPU per connection", s.CPUMicrosConnection)
+		}
+	}
+	row("own CPU", "%.2f s", rep.OwnCPU)
+	for _, name := range kernelCounters {
+		if v, ok := rep.Kernel[name]; ok {
+			row("kernel "+name, "+%d", v)
+		}
+	}
+	if v := rep.Verify; v != nil {
+		row("verified", "%d events expected, %d found in %d files: %d lost, %d repeated", v.Expected, v.Found, v.Files, v.Lost, v.Repeated)
+	}
+	return t.Flush()
+}
+
+func size(n float64) string {
+	for _, u := range []string{"B", "kB", "MB", "GB"} {
+		if n < 1000 || u == "GB" {
+			return fmt.Sprintf("%.1f %s", n, u)
+		}
+		n /= 1000
+	}
+	return ""
+}
+
+// progress writes a line a second.
+func (r *run) progress() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	events, at := uint64(0), r.start
+	for {
+		select {
+		case <-r.stopped:
+			if r.o.Rewrite {
+				fmt.Fprint(r.o.Progress, "\r\x1b[K")
+			}
+			return
+		case now := <-tick.C:
+			n := r.sentEvents.Load()
+			p99 := 0.0
+			if p := r.ackLatency.percentiles(); p != nil {
+				p99 = p.P99
+			}
+			line := fmt.Sprintf("%4.0fs  %9.0f events/s  in flight %d  ack p99 %.1f ms  connections %d  errors %d",
+				now.Sub(r.start).Seconds(), float64(n-events)/now.Sub(at).Seconds(), r.inFlight.Load(), p99, r.connections.Load(), r.connErrors.Load())
+			events, at = n, now
+			if r.o.Rewrite {
+				fmt.Fprintf(r.o.Progress, "\r%s\x1b[K", line)
+			} else {
+				fmt.Fprintln(r.o.Progress, line)
+			}
+		}
+	}
+}

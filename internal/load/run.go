@@ -1,0 +1,219 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"weir/forward"
+)
+
+// run is one load run.
+type run struct {
+	o         *Options
+	maker     *maker
+	templates sync.Pool // of *template, for fleets
+	target    forward.SenderConfig
+	start     time.Time
+	left      atomic.Int64 // chunks still to be sent, if Count bounds them
+	connected atomic.Bool  // a connection was made once
+	stopped   chan struct{}
+
+	sentEvents, sentBytes, sentChunks      atomic.Uint64
+	ackedEvents, ackedChunks, resent       atomic.Uint64
+	connections, connErrors                atomic.Uint64
+	heartbeats, heartbeatsLost             atomic.Uint64
+	inFlight                               atomic.Int64
+	ackLatency, connectLatency, beatWaited latency
+
+	mu      sync.Mutex
+	lastErr error
+	failed  error
+	cancel  context.CancelFunc
+	ledger  map[uint32]*sender
+}
+
+// latency is a histogram of microseconds for many goroutines.
+type latency struct {
+	mu sync.Mutex
+	h  *hdrhistogram.Histogram
+}
+
+func (l *latency) observe(d time.Duration) {
+	l.mu.Lock()
+	_ = l.h.RecordValue(min(max(d.Microseconds(), 1), maxLatency)) // within its range
+	l.mu.Unlock()
+}
+
+// maxLatency is the longest latency that is told apart, in microseconds.
+const maxLatency = 600_000_000
+
+func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, maxLatency, 3) }
+
+// Run sends the load until its bounds or ctx end it, and reports. An error
+// beside a report says that the load was not taken as it should have been:
+// chunks without an ack, lost or repeated events.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	id := rand.Uint32()
+	m, err := newMaker(&o, id)
+	if err != nil {
+		return nil, err
+	}
+	r := &run{o: &o, maker: m, ledger: map[uint32]*sender{}, stopped: make(chan struct{}),
+		target: forward.SenderConfig{Address: o.Address, TLS: o.TLS, SharedKey: o.SharedKey, Username: o.Username, Password: o.Password, Hostname: o.Hostname, Timeout: o.AckTimeout}}
+	r.ackLatency.h, r.connectLatency.h, r.beatWaited.h = newHistogram(), newHistogram(), newHistogram()
+	if o.Count > 0 {
+		r.left.Store(int64((o.Count + uint64(o.Events) - 1) / uint64(o.Events)))
+	}
+	before, err := measure(o.PID)
+	if err != nil {
+		return nil, err
+	}
+	ctx, r.cancel = context.WithCancel(ctx)
+	defer r.cancel()
+	work := ctx // ends when nothing new is sent
+	if o.Duration > 0 {
+		var cancel context.CancelFunc
+		work, cancel = context.WithTimeout(ctx, o.Duration)
+		defer cancel()
+	}
+	r.start = time.Now()
+	var progress sync.WaitGroup
+	if o.Progress != nil {
+		progress.Go(r.progress)
+	}
+	err = r.generate(ctx, work)
+	took := time.Since(r.start)
+	close(r.stopped)
+	progress.Wait()
+	if err == nil {
+		err = r.failed
+	}
+	if err != nil {
+		return nil, err
+	}
+	after, err := measure(o.PID)
+	if err != nil {
+		return nil, fmt.Errorf("after the load: %w", err)
+	}
+	rep := r.report(id, took, before, after)
+	if len(o.Verify) > 0 {
+		rep.Verify, err = r.verify(ctx)
+		if err != nil {
+			return rep, err
+		}
+	}
+	return rep, rep.problem()
+}
+
+// generate runs the load's shape to its end.
+func (r *run) generate(ctx, work context.Context) error {
+	idle, release := context.WithCancel(ctx)
+	defer release()
+	if err := r.holdIdle(idle); err != nil {
+		return err
+	}
+	switch {
+	case r.o.Burst > 0:
+		return r.burst(ctx)
+	case r.o.Storm > 0:
+		return r.storm(work)
+	case r.o.Senders > 0:
+		return r.fleet(ctx, work)
+	}
+	var senders sync.WaitGroup
+	for i := range r.o.Connections {
+		s, err := r.newSender(uint32(i), r.batch())
+		if err != nil {
+			return err
+		}
+		senders.Go(func() { s.run(ctx, work) })
+	}
+	senders.Wait()
+	return nil
+}
+
+// batch is how many messages one write may hold: several where one is small.
+func (r *run) batch() int {
+	if (r.o.Mode == "message" || r.o.Mode == "json") && r.o.KeepAlive {
+		if r.o.Ack {
+			return min(r.o.Window, 64)
+		}
+		return 64
+	}
+	return 1
+}
+
+// holdIdle opens the idle connections and holds them until ctx ends.
+func (r *run) holdIdle(ctx context.Context) error {
+	for i := range r.o.Idle {
+		s, err := forward.Dial(ctx, r.target)
+		if err != nil {
+			return fmt.Errorf("idle connection %d: %w", i+1, err)
+		}
+		context.AfterFunc(ctx, func() { s.Close() })
+	}
+	return nil
+}
+
+// ticket takes the right to send up to n chunks.
+func (r *run) ticket(n int) int {
+	if r.o.Count == 0 {
+		return n
+	}
+	for {
+		left := r.left.Load()
+		take := min(int64(n), left)
+		if take <= 0 {
+			return 0
+		}
+		if r.left.CompareAndSwap(left, left-take) {
+			return int(take)
+		}
+	}
+}
+
+// fail ends the whole run: nothing was ever reached.
+func (r *run) fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failed == nil {
+		r.failed = err
+	}
+	r.cancel()
+}
+
+func (r *run) note(err error) {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return
+	}
+	r.connErrors.Add(1)
+	r.mu.Lock()
+	r.lastErr = err
+	r.mu.Unlock()
+}
+
+// sleep waits until t or the end of ctx.
+func sleep(ctx context.Context, t time.Time) bool {
+	d := time.Until(t)
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
