@@ -59,12 +59,17 @@ type blocking struct {
 	events  int
 }
 
-func (h *blocking) Handle(_ context.Context, m *Message) {
+func (h *blocking) Handle(ctx context.Context, m *Message) {
 	select {
 	case h.begun <- struct{}{}:
 	default:
 	}
-	<-h.release
+	select {
+	case <-h.release:
+	case <-ctx.Done():
+		m.Done(ctx.Err())
+		return
+	}
 	h.mu.Lock()
 	h.events += m.Events
 	h.mu.Unlock()

@@ -59,19 +59,20 @@ func (s *session) endIfHalfClosed() {
 	if err != nil {
 		return
 	}
-	var gone bool
 	err = raw.Control(func(fd uintptr) {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		if n, err := unix.Poll(p, 0); err != nil || n == 0 || p[0].Revents&unix.POLLRDHUP == 0 {
 			return
 		}
-		gone = unix.Shutdown(int(fd), unix.SHUT_WR) == nil
+		// Counted before the sender can see it.
+		s.halfClosed.Store(true)
+		s.srv.counters.halfClosed.Add(1)
+		// An error means that the connection is gone altogether.
+		_ = unix.Shutdown(int(fd), unix.SHUT_WR)
 	})
-	if err != nil || !gone {
+	if err != nil || !s.halfClosed.Load() {
 		return
 	}
-	s.halfClosed.Store(true)
-	s.srv.counters.halfClosed.Add(1)
 	s.mu.Lock()
 	s.dead = true // no ack can be sent any more
 	s.out = nil

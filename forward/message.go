@@ -97,7 +97,7 @@ func (m *Message) setChunk(o option) {
 type Handler interface {
 	// Handle takes one message and sees to it that Done is called. It may block,
 	// which stops the reading of that connection. ctx ends when the server is
-	// closed.
+	// closed: Handle must not block on then, for Close waits for it.
 	Handle(ctx context.Context, m *Message)
 }
 
