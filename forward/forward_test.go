@@ -68,6 +68,9 @@ func (r *running) talk(p []byte) []byte {
 	if err != nil && !errors.Is(err, syscall.ECONNRESET) {
 		r.t.Fatal(err)
 	}
+	if h, ok := r.config.Handler.(*sorting); ok {
+		h.settle()
+	}
 	return got
 }
 
