@@ -101,7 +101,6 @@ Exit codes: 0 nothing to mend, 1 warnings, 2 errors, 3 the doctor could not run.
 	f.Int64Var(&o.flushSize, "flush-size", 64<<10, "bytes of a chunk")
 	f.BoolVar(&o.keepalive, "keepalive", false, "senders keep their connection (keepalive true in out_forward)")
 	f.DurationVar(&o.stall, "stall", 500*time.Millisecond, "time for which weir accepts and stores nothing")
-	cmd.MarkFlagsMutuallyExclusive("json", "sysctl")
 	return cmd
 }
 
@@ -109,6 +108,9 @@ func runDoctor(cmd *cobra.Command, configPath string, o doctorOptions) error {
 	c, err := loadConfig(configPath)
 	if err != nil {
 		return err
+	}
+	if o.asJSON && o.sysctl {
+		return errors.New("give --json or --sysctl, not both")
 	}
 	if o.senders == 0 {
 		for _, name := range []string{"heartbeat", "flush", "flush-size", "keepalive", "stall"} {
@@ -191,11 +193,11 @@ func runningOf(s *status.Snapshot) *doctor.Running {
 func simulate(ctx context.Context, m *doctor.Machine, t doctor.Target, o doctorOptions) (*fleet.Result, error) {
 	kind, every, err := fleet.ParseHeartbeat(o.heartbeat)
 	if err != nil {
-		return nil, fmt.Errorf("--%w", err)
+		return nil, fmt.Errorf("fleet: %w", err)
 	}
 	f := fleet.Fleet{Senders: o.senders, Heartbeat: kind, HeartbeatEvery: every, FlushEvery: o.flush, FlushBytes: o.flushSize, Keepalive: o.keepalive, Stall: o.stall}
 	if err := f.Validate(); err != nil {
-		return nil, fmt.Errorf("--%w", err)
+		return nil, fmt.Errorf("fleet: %w", err)
 	}
 	s := fleet.Server{Cores: float64(m.CPUs), Backlog: doctor.SmallestBacklog(m, t), CommitTime: time.Millisecond}
 	if path := firstBuffer(t.Config); path != "" {

@@ -59,6 +59,9 @@ type server struct {
 
 	serving sync.WaitGroup
 	failed  chan error // a part that ended by itself
+
+	findings findings
+	reloaded chan struct{} // asks watchMachine to look again
 }
 
 // run runs weir until a signal or a failure ends it.
@@ -71,7 +74,7 @@ func run(ctx context.Context, o runOptions) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	s := &server{config: c, level: zap.NewAtomicLevelAt(zapLevel(c.LogLevel)), started: time.Now(), routes: map[string]*route{}, failed: make(chan error, 1)}
+	s := &server{config: c, level: zap.NewAtomicLevelAt(zapLevel(c.LogLevel)), started: time.Now(), routes: map[string]*route{}, failed: make(chan error, 1), reloaded: make(chan struct{}, 1)}
 	s.log = newLogger(o.stderr, s.level)
 	for _, w := range c.Warnings {
 		s.log.Warn("configuration", zap.String("warning", w))
@@ -90,6 +93,7 @@ func run(ctx context.Context, o runOptions) error {
 	}
 	s.serve(ctx)
 	s.serving.Go(func() { s.watchHealth(ctx) })
+	s.serving.Go(func() { s.watchMachine(ctx) })
 	s.serving.Go(func() { watchdog(ctx, s.log, func() { s.snapshot() }) })
 	notify(s.log, daemon.SdNotifyReady)
 	err = s.wait(ctx, signals, o.configPath)
@@ -323,6 +327,7 @@ func (s *server) wait(ctx context.Context, signals <-chan os.Signal, configPath 
 				return nil
 			}
 			s.reload(configPath)
+			s.examineSoon()
 		}
 	}
 }

@@ -23,6 +23,7 @@ func (s *server) snapshot() *status.Snapshot {
 			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Refused: map[string]uint64{}, Invalid: map[string]uint64{}},
 	}
 	snap.Problems = s.health.reasons()
+	snap.Findings = s.findings.get()
 	s.kernel(snap)
 	for _, src := range s.sources {
 		s.addSource(snap, src)

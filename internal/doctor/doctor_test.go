@@ -256,6 +256,7 @@ func TestBadMachines(t *testing.T) {
 		}, "tasks", Warning, []string{"10 threads", "TasksMax"}},
 		{"stop timeout", func(m *machine) { m.system = "drain_timeout 2m" }, "stop-timeout", Warning, []string{"1m30s", "2m0s", "TimeoutStopSec=135"}},
 		{"file size", func(m *machine) {
+			m.buffer = "chunk_limit_size 256m"
 			m.set("usr/lib/systemd/system/weir.service", "[Service]\nLimitNOFILE=infinity\nLimitFSIZE=64M\n")
 		}, "file-size", Error, []string{"64.0 MiB", "256.0 MiB"}},
 		{"file size of outputs", func(m *machine) {
@@ -290,6 +291,13 @@ func TestBadMachines(t *testing.T) {
 			m.set("proc/sys/net/netfilter/nf_conntrack_max", "10000000")
 			m.set("proc/sys/net/ipv4/ip_local_port_range", "32768 60999")
 		}, "fleet", Error, []string{"the backlog is 4096", "5000 senders need", "backlog 16384 in the <source>"}},
+		{"fleet too large for one server", func(m *machine) {
+			m.fleet = &fleet.Fleet{Senders: 50000, Heartbeat: fleet.TCP, HeartbeatEvery: time.Second, FlushEvery: 10 * time.Second, FlushBytes: 1000, Keepalive: true}
+			m.set("proc/sys/net/netfilter/nf_conntrack_max", "10000000")
+		}, "fleet", Error, []string{"50000 connections a second", "150 %", "no backlog is large enough"}},
+		{"fleet that takes two", func(m *machine) {
+			m.fleet = &fleet.Fleet{Senders: 1000, Heartbeat: fleet.None, FlushEvery: time.Second, FlushBytes: 600000, Keepalive: true}
+		}, "fleet", Warning, []string{"disk comes to its end first", "2 servers"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := good()

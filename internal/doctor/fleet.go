@@ -62,7 +62,10 @@ func fleetNeeds(v *view) ([]Finding, error) {
 		add(Note, "load balancer", fmt.Sprintf("one that connects from its own address needs %d ports, %d addresses of %d each", r.BalancerPorts, r.BalancerAddresses, fleet.EphemeralPorts),
 			"a closed connection keeps its port for a minute, and a balancer without a free one cannot connect: senders see timeouts, weir sees nothing", "more source addresses, direct routing, fewer heartbeats (a longer interval, or udp), or keepalive true in the senders")
 	}
-	if r.Servers > 1 {
+	if r.AcceptLoad >= 1 {
+		add(Error, who, fmt.Sprintf("%.0f connections a second keep the accept loop busy %.0f %% of its time", r.Connections, 100*r.AcceptLoad),
+			"the queue grows without end: no backlog is large enough", fmt.Sprintf("%d servers, UDP heartbeats, or senders that keep their connections", r.Servers))
+	} else if r.Servers > 1 {
 		add(Warning, who, fmt.Sprintf("%.0f connections and %.0f messages a second take %.1f cores and %.0f MB/s of disk; this machine has %d CPUs", r.Connections, r.Messages, r.Cores, r.DiskBytes/1e6, v.CPUs),
 			fmt.Sprintf("its %s comes to its end first: with %.0f %% kept free that is %.1f servers", r.Bound, 100-100*fleet.Headroom, r.Load), fmt.Sprintf("%d servers, and max_connection_age so that senders spread; or UDP heartbeats and longer flushes", r.Servers))
 	} else {
