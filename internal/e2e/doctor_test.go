@@ -24,7 +24,7 @@ import (
 // TestDoctorCommandLine runs the scripts of the command line.
 func TestDoctorCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: filepath.Join("testdata", "script"),
+		Dir: filepath.Join("testdata", "doctor"),
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+e.Getenv("PATH"))
 			return nil
