@@ -119,7 +119,7 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 		return err
 	}
 	c := &chunk{seq: seq, end: BlockSize, frames: 1, size: size, sealed: !newest}
-	if b.readFooter(f, c, size) {
+	if readFooter(f, c, size) {
 		b.add(c)
 		return nil
 	}
@@ -182,7 +182,7 @@ func (b *Buffer) setAside(name string, size int64) error {
 }
 
 // readFooter fills c from the footer, if the file ends with one of this chunk.
-func (b *Buffer) readFooter(f File, c *chunk, size int64) bool {
+func readFooter(f File, c *chunk, size int64) bool {
 	if size < 2*BlockSize || size%BlockSize != 0 {
 		return false
 	}

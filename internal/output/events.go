@@ -17,6 +17,9 @@ import (
 // grows for an event that is larger.
 const windowSize = 256 << 10
 
+// maxWindow is the largest event that is decompressed.
+const maxWindow = 1 << 30
+
 // eventReader goes through the events of entries, decompressing as it goes. It
 // is for one goroutine; its memory is used again.
 type eventReader struct {
@@ -64,6 +67,9 @@ func (r *eventReader) each(e *buffer.Entry, f eventFunc) error {
 			return nil
 		}
 		if used == 0 {
+			if len(r.window) >= maxWindow {
+				return fmt.Errorf("one event takes more than %d bytes when it is decompressed", maxWindow)
+			}
 			r.window = append(r.window, make([]byte, len(r.window))...)
 			continue
 		}
@@ -116,4 +122,22 @@ func walk(p []byte, received time.Time, last bool, f eventFunc) (used int, err e
 		used += record + n
 	}
 	return used, nil
+}
+
+// Events goes through the events of stored entries outside of an output. It is
+// for one goroutine; the zero value works.
+type Events struct{ r eventReader }
+
+// Each calls f for every event of the entry in order, decompressing as it goes;
+// record is the raw msgpack map, f's only during the call. An event without a
+// time has that of the message's receipt. The error is f's, or tells why the
+// payload cannot be read.
+func (v *Events) Each(e *buffer.Entry, f func(ev forward.Event, record []byte) error) error {
+	return v.r.each(e, func(ev forward.Event, p []byte) (int, error) {
+		n, err := forward.Skip(p)
+		if err != nil {
+			return 0, err
+		}
+		return n, f(ev, p[:n])
+	})
 }
