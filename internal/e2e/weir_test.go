@@ -63,6 +63,7 @@ type options struct {
 	source  string                         // lines within the forward source
 	match   string                         // replaces the default <match>
 	addr    string                         // host:port of an earlier run, else a free port
+	status  string                         // host:port of an earlier run, else a free port
 	bind    string                         // instead of the host of addr
 	prepare func(cmd *exec.Cmd)            // changes the command before it starts
 	run     func(start func() error) error // runs start elsewhere, e.g. in a network namespace
@@ -124,10 +125,13 @@ func launch(t *testing.T, o options) *weir {
 	if o.addr == "" {
 		o.addr = freeAddr(t)
 	}
+	if o.status == "" {
+		o.status = freeAddr(t)
+	}
 	if o.match == "" {
 		o.match = defaultMatch
 	}
-	w := &weir{t: t, dir: o.dir, addr: o.addr, status: freeAddr(t), log: &syncBuffer{}, waited: make(chan struct{})}
+	w := &weir{t: t, dir: o.dir, addr: o.addr, status: o.status, log: &syncBuffer{}, waited: make(chan struct{})}
 	host, port, err := net.SplitHostPort(w.addr)
 	if err != nil {
 		t.Fatal(err)

@@ -95,7 +95,7 @@ class Chart {
       ],
       series: [{}, ...this.config.series.map((_, i) => ({
         stroke: i === 0 ? colours.line : colours.second, width: 1.5, dash: i === 0 ? undefined : [5, 3],
-        fill: this.config.series.length === 1 ? colours.line + "26" : undefined, points: { show: false },
+        fill: this.config.series.length === 1 ? colours.line + "26" : undefined, points: { show: true, size: 4, filter: lonely },
       }))],
       hooks: { setCursor: [() => this.caption()] },
     }, this.data, this.plot);
@@ -124,6 +124,17 @@ class Chart {
     this.now.forEach((e, i) => write(e, (names ? names[i] + " " : "") + value(i)));
     this.plot.setAttribute("aria-label", `${title}, last five minutes; now ${this.now.map((e) => e.textContent).join(", ")}`);
   }
+}
+
+// lonely are the points with no neighbour, which no line shows: a quiet weir acks
+// now and then.
+function lonely(chart, series) {
+  const values = chart.data[series];
+  const at = [];
+  values.forEach((v, i) => {
+    if (typeof v === "number" && typeof values[i - 1] !== "number" && typeof values[i + 1] !== "number") at.push(i);
+  });
+  return at;
 }
 
 // powers are the axis steps for bytes, so that labels are whole.

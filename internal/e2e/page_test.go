@@ -1,0 +1,268 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+// browser is a tab of Debian's chromium; whatever it complains of, and whatever
+// it asks another host for, fails the test.
+type browser struct {
+	t   *testing.T
+	ctx context.Context
+
+	mu         sync.Mutex
+	complaints []string
+	expectLoss bool // weir was stopped: its requests fail
+}
+
+func newBrowser(t *testing.T, host string) *browser {
+	t.Helper()
+	var options []chromedp.ExecAllocatorOption
+	options = append(options, chromedp.DefaultExecAllocatorOptions[:]...)
+	options = append(options, chromedp.ExecPath("/usr/bin/chromium"), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()))
+	for _, flag := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync"} {
+		options = append(options, chromedp.Flag(flag, true))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	b := &browser{t: t, ctx: ctx}
+	chromedp.ListenTarget(ctx, func(ev any) {
+		switch ev := ev.(type) {
+		case *runtime.EventExceptionThrown:
+			b.complain("exception: %s", ev.ExceptionDetails.Error())
+		case *runtime.EventConsoleAPICalled:
+			b.complain("console.%s: %+v", ev.Type, ev.Args)
+		case *log.EventEntryAdded: // violations of the policy among them
+			b.complain("log: %s %s", ev.Entry.Text, ev.Entry.URL)
+		case *network.EventRequestWillBeSent:
+			if !strings.HasPrefix(ev.Request.URL, "http://"+host+"/") && !strings.HasPrefix(ev.Request.URL, "data:") {
+				b.complain("request to another host: %s", ev.Request.URL)
+			}
+		}
+	})
+	t.Cleanup(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, c := range b.complaints {
+			t.Error(c)
+		}
+	})
+	return b
+}
+
+func (b *browser) complain(format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if text := fmt.Sprintf(format, args...); !b.expectLoss || !strings.Contains(text, "net::ERR_") {
+		b.complaints = append(b.complaints, text)
+	}
+}
+
+func (b *browser) do(actions ...chromedp.Action) {
+	b.t.Helper()
+	if err := chromedp.Run(b.ctx, actions...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// text evaluates an expression that gives text.
+func (b *browser) text(expression string) string {
+	b.t.Helper()
+	var s string
+	b.do(chromedp.Evaluate(expression, &s))
+	return s
+}
+
+// until waits for an expression to be true.
+func (b *browser) until(what, expression string) {
+	b.t.Helper()
+	waitFor(b.t, 30*time.Second, func() error {
+		var ok bool
+		if err := chromedp.Run(b.ctx, chromedp.Evaluate(expression, &ok)); err != nil || !ok {
+			return fmt.Errorf("the page does not show %s (%v); it shows:\n%s", what, err, b.text("document.body.innerText"))
+		}
+		return nil
+	})
+}
+
+// tankIs is an expression about the figures that a tank says to screen readers.
+func tankIs(queue, pattern string) string {
+	return fmt.Sprintf(`[...document.querySelectorAll("[role=meter]")].some((m) => m.getAttribute("aria-label").startsWith(%q) && /%s/.test(m.getAttribute("aria-valuetext")))`, queue+" ", pattern)
+}
+
+// audit lists what is wrong for narrow screens and for screen readers.
+const audit = `(() => {
+  const wrong = [];
+  const name = (e) => (e.getAttribute("aria-label") || document.getElementById(e.getAttribute("aria-labelledby"))?.textContent || e.textContent).trim();
+  if (document.documentElement.scrollWidth > innerWidth) wrong.push("overflows: " + document.documentElement.scrollWidth + " of " + innerWidth);
+  if (document.querySelectorAll("h1").length !== 1) wrong.push("not one h1");
+  if (document.querySelectorAll("main").length !== 1 || document.querySelectorAll("header").length !== 1) wrong.push("landmarks");
+  if (!document.documentElement.lang) wrong.push("no language");
+  for (const e of document.querySelectorAll("a, button, [tabindex], [role=meter], [role=img], [role=region], section")) if (!name(e)) wrong.push("no name: " + e.outerHTML.slice(0, 200));
+  for (const t of document.querySelectorAll("table")) {
+    for (const th of t.querySelectorAll("thead th")) if (th.scope !== "col" || !th.textContent.trim()) wrong.push("column without header");
+    for (const tr of t.tBodies[0].rows) {
+      if (tr.cells.length !== t.tHead.rows[0].cells.length) wrong.push("row of another width");
+      if (tr.cells[0].scope !== "row") wrong.push("row without header");
+    }
+  }
+  for (const m of document.querySelectorAll("[role=meter]")) {
+    const [min, now, max] = ["min", "now", "max"].map((k) => Number(m.getAttribute("aria-value" + k)));
+    if (!(min <= now && now <= max)) wrong.push("meter: " + [min, now, max]);
+  }
+  const size = (t) => parseFloat(getComputedStyle(t).fontSize);
+  for (const t of document.querySelectorAll("p, td, th, dt, dd, span, h2")) if (size(t) < 11.5) wrong.push("small print: " + t.outerHTML.slice(0, 120));
+  return wrong.join("\n");
+})()`
+
+// contrast is the contrast of the page's text with its paper, by WCAG 2.
+const contrast = `(() => {
+  const luminance = (c) => { const [r, g, b] = c.match(/[0-9.]+/g).map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const paper = luminance(getComputedStyle(document.body).backgroundColor);
+  const of = (q) => { const l = luminance(getComputedStyle(document.querySelector(q)).color); return (Math.max(l, paper) + 0.05) / (Math.min(l, paper) + 0.05); };
+  return ["body", "header p", ".key", ".tank .what", ".chart .title"].filter((q) => of(q) < 4.5).map((q) => q + " " + of(q).toFixed(1)).join("\n");
+})()`
+
+// TestPage watches weir in a browser while a burst overflows its accept queue,
+// whose backlog was not granted, and while weir goes away and comes back.
+func TestPage(t *testing.T) {
+	somaxconn, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := options{dir: t.TempDir(), source: "backlog 1000000\non_backlog_mismatch warn"}
+	w := start(t, o)
+	b := newBrowser(t, w.status)
+	b.do(chromedp.EmulateViewport(1440, 900), chromedp.Navigate("http://"+w.status+"/"))
+	b.until("a live connection", `document.getElementById("connection").textContent === "live"`)
+	granted := strings.TrimSpace(string(somaxconn))
+	b.until("the mismatch", fmt.Sprintf(`((n) => n.includes("1000000") && n.includes(%q) && n.includes("sysctl -w net.core.somaxconn=1000000"))(document.getElementById("notices").innerText)`, granted))
+	if said := b.text(`document.getElementById("announce").textContent`); !strings.Contains(said, "Backlog not granted") {
+		t.Errorf("screen readers are told %q", said)
+	}
+
+	// A burst while weir does not accept: weir counts it when it goes on.
+	const burst = 300
+	w.signal(syscall.SIGSTOP)
+	waitFor(t, 10*time.Second, w.halted)
+	var conns []net.Conn
+	for range burst {
+		c, err := net.DialTimeout("tcp", w.addr, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	w.signal(syscall.SIGCONT)
+	b.until("the burst in the accept queue", tankIs("accept", `peak (29\d|3\d\d)`))
+	b.until("the connections", tankIs("connections", `^30\d of`))
+	for _, c := range conns {
+		c.Close()
+	}
+	b.until("that they have gone", tankIs("connections", `^[01] of`))
+
+	// What senders send is text, whatever it is.
+	c, err := dial(w.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.conn.Close()
+	for i := range 20 {
+		if err := c.send(`<img src=x onerror="console.error(1)">`, fmt.Sprint("chunk", i), 0, 50); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.until("the events", `document.getElementById("totals").innerText.includes("1,000 events in 20 messages")`)
+	b.until("the balance", `[...document.querySelectorAll("#balance-table tbody tr")].some((r) => r.innerText.includes("1,000") && r.innerText.includes("even"))`)
+	b.until("six charts", `document.querySelectorAll("#charts canvas").length === 6`)
+	sent := 0
+	waitFor(t, 30*time.Second, func() error { // a latency is of the last second
+		sent++
+		if err := c.send("latency", fmt.Sprint("more", sent), 0, 1); err != nil {
+			return err
+		}
+		if text := b.text(`document.getElementById("charts").innerText`); !latencies.MatchString(text) {
+			return fmt.Errorf("no latencies: %s", text)
+		}
+		return nil
+	})
+
+	for _, width := range []int64{360, 768, 1440, 2560} {
+		for _, scheme := range []string{"light", "dark"} {
+			b.do(chromedp.EmulateViewport(width, 900), emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}))
+			if wrong := b.text(audit); wrong != "" {
+				t.Errorf("%d px, %s:\n%s", width, scheme, wrong)
+			}
+			if low := b.text(contrast); low != "" {
+				t.Errorf("%d px, %s: contrast below 4.5:\n%s", width, scheme, low)
+			}
+			saveScreenshot(b, fmt.Sprintf("page-%d-%s.png", width, scheme))
+		}
+	}
+
+	b.mu.Lock()
+	b.expectLoss = true
+	b.mu.Unlock()
+	w.stop()
+	b.until("that weir has gone", `/since \d\d:\d\d:\d\d/.test(document.getElementById("connection").textContent) && document.body.classList.contains("stale")`)
+	o.addr, o.status = w.addr, w.status
+	start(t, o)
+	b.until("that weir is back", `document.getElementById("connection").textContent === "live" && !document.body.classList.contains("stale")`)
+}
+
+// latencies is how the page writes those of acks and commits.
+var latencies = regexp.MustCompile(`(?s)ack latency.*p50 [0-9.]+ (µs|ms|s).*p99 [0-9.]+ (µs|ms|s).*commit latency.*p99 [0-9.]+ (µs|ms|s)`)
+
+// halted is nil once every thread of weir has stopped.
+func (w *weir) halted() error {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", w.cmd.Process.Pid))
+	if err != nil {
+		return err
+	}
+	for _, task := range tasks {
+		stat, err := os.ReadFile(task)
+		if err != nil {
+			return err
+		}
+		// proc_pid_stat(5): the state follows the name in parentheses.
+		if _, after, ok := strings.Cut(string(stat), ") "); !ok || after[0] != 'T' {
+			return fmt.Errorf("a thread goes on: %s", stat)
+		}
+	}
+	return nil
+}
+
+// saveScreenshot keeps a picture of the page for a person to look at, if
+// WEIR_SCREENSHOTS names a directory.
+func saveScreenshot(b *browser, name string) {
+	b.t.Helper()
+	dir := os.Getenv("WEIR_SCREENSHOTS")
+	if dir == "" {
+		return
+	}
+	var png []byte
+	b.do(chromedp.FullScreenshot(&png, 100))
+	if err := os.WriteFile(filepath.Join(dir, name), png, 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
