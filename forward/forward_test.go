@@ -642,6 +642,31 @@ func TestDenyKeepalive(t *testing.T) {
 	}
 }
 
+// TestInFlightIsBounded: a connection whose messages do not become durable is
+// read no further than its limit, and read on once they do.
+func TestInFlightIsBounded(t *testing.T) {
+	const more = 50
+	h := &parked{}
+	r := serve(t, Config{Handler: h})
+	conn := r.dial()
+	if _, err := conn.Write(bytes.Repeat(pack([]any{"t", stream(1)}), maxInFlight+more)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the limit is reached", func() bool { return h.count() == maxInFlight })
+	time.Sleep(50 * time.Millisecond)
+	if n := h.count(); n != maxInFlight {
+		t.Errorf("%d messages in flight", n)
+	}
+	for done := range maxInFlight + more {
+		eventually(t, "the next one comes", func() bool { return h.count() > done })
+		h.mu.Lock()
+		m := h.held[done]
+		h.mu.Unlock()
+		m.Done(nil)
+	}
+	eventually(t, "all are counted", func() bool { return r.Stats().Events["packed"] == maxInFlight+more })
+}
+
 // TestAcksUnread: a sender that reads no acks is not read any further, and holds
 // up nobody else.
 func TestAcksUnread(t *testing.T) {
@@ -657,5 +682,20 @@ func TestAcksUnread(t *testing.T) {
 	}
 	if got := r.talk(pack([]any{"t", stream(1), dict{"chunk": "id"}})); string(got) != ackOfID {
 		t.Errorf("another sender gets %q", got)
+	}
+}
+
+// TestSizeWarning: a message over chunk_size_warn_limit is taken, and logged.
+func TestSizeWarning(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	h := &received{}
+	r := serve(t, Config{Handler: h, Log: zap.New(core), MessageSizeWarn: 100})
+	for _, n := range []int{1, 50} {
+		if got := r.talk(pack([]any{"t", stream(n), dict{"chunk": "id"}})); string(got) != ackOfID {
+			t.Errorf("answer %q", got)
+		}
+	}
+	if len(h.all()) != 2 || logs.FilterMessageSnippet("chunk_size_warn_limit").Len() != 1 {
+		t.Errorf("%d messages, log %v", len(h.all()), logs.All())
 	}
 }

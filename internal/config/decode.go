@@ -162,7 +162,11 @@ func (d *decoder) params(e *element, n *node) {
 		s := n.specs[i]
 		switch s.status {
 		case later:
-			d.fail(p.pos, "%s is not supported by this version of weir; take the line out if you can do without it", p.name)
+			instead := "take the line out if you can do without it"
+			if s.doc != "" {
+				instead = s.doc
+			}
+			d.fail(p.pos, "%s is not supported by this version of weir; %s", p.name, instead)
 			continue
 		case ignored:
 			why := ""

@@ -176,12 +176,14 @@ func transportSection() *section {
 		{name: "min_version", kind: kindEnum, def: "TLS1_2", values: versions},
 		{name: "max_version", kind: kindEnum, def: "TLS1_3", values: versions},
 		{name: "ciphers", def: "ALL:!aNULL:!eNULL:!SSLv2", doc: "of TLS 1.2, by their OpenSSL or IANA names; those of 1.3 are fixed"},
-		{name: "cert_verifier", status: later},
-		{name: "ensure_fips", kind: kindBool, status: later},
+		{name: "cert_verifier", status: later, doc: "it names Ruby code, and what it would refuse weir must not let in: use ca_path with client_cert_auth"},
+		{name: "ensure_fips", kind: kindBool, def: "false", doc: "start only in FIPS 140-3 mode (GODEBUG=fips140=on)"},
+		{name: "receive_buffer_size", kind: kindSize, status: ignored, doc: "the kernel sizes the buffer of each connection by itself (net.ipv4.tcp_rmem)"},
 		{name: "linger_timeout", kind: kindInt, doc: "as linger_timeout of the source"},
 		{name: "generate_private_key_length", kind: kindInt, status: ignored, doc: "weir makes keys on the curve P-256"},
 		{name: "generate_cert_country", status: ignored}, {name: "generate_cert_state", status: ignored}, {name: "generate_cert_locality", status: ignored},
 		{name: "generate_cert_common_name", doc: "the name in a certificate that is made; self_hostname or the host's without it"},
+		{name: "generate_cert_digest", kind: kindEnum, status: ignored, values: []string{"sha1", "sha256", "sha384", "sha512"}, doc: "weir signs with SHA-256"},
 		{name: "generate_cert_expiration", kind: kindTime, status: ignored, doc: "10 years"},
 	}}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/fips140"
 	"fmt"
 	"net"
 	"net/netip"
@@ -121,6 +122,9 @@ func (b *builder) forward(n *node, index int) *Source {
 		b.fail(n.values["resolve_hostname"].pos, "resolve_hostname must be true with source_hostname_key")
 	case s.SourceHostnameKey == "" && n.boolean("resolve_hostname"):
 		b.warn(n.values["resolve_hostname"].pos, "resolve_hostname is ignored: names are needed for source_hostname_key only")
+	}
+	if n.isSet("send_keepalive_packet") && n.boolean("send_keepalive_packet") && n.boolean("deny_keepalive") {
+		b.fail(n.values["deny_keepalive"].pos, "deny_keepalive and send_keepalive_packet exclude each other: take one of them out")
 	}
 	for _, name := range []string{"tag", "add_tag_prefix"} {
 		if n.isSet(name) && n.str(name) == "" {
@@ -247,6 +251,9 @@ func (b *builder) tls(n *node, sec *Security) *TLS {
 		b.fail(n.pos, "ca_cert_path and ca_private_key_path belong together")
 	case t.CertPath == "" && t.CACertPath == "" && !t.Insecure:
 		b.fail(n.pos, "<transport tls> needs cert_path and private_key_path, ca_cert_path and ca_private_key_path, or insecure true")
+	}
+	if n.boolean("ensure_fips") && !fips140.Enabled() {
+		b.fail(n.values["ensure_fips"].pos, "ensure_fips is true and weir does not run in FIPS 140-3 mode: start it with GODEBUG=fips140=on in its environment")
 	}
 	if t.ClientCertAuth && t.ClientCAPath == "" {
 		b.fail(n.pos, "client_cert_auth needs ca_path, the CAs of the clients")
