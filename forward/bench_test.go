@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"io"
+	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"strings"
@@ -23,17 +24,37 @@ func batchOf(n int) []byte {
 	return b
 }
 
+// variedBatch is n events with texts of all lengths, so that the processor
+// cannot guess what comes.
+func variedBatch(n int) []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	var b []byte
+	for range n {
+		b = append(b, pack([]any{1700000000 + r.IntN(1000), dict{
+			"message": strings.Repeat("m", r.IntN(200)), "status": r.IntN(600), "method": "GET", "host": strings.Repeat("h", r.IntN(40)),
+			"user_agent": strings.Repeat("u", r.IntN(120)), "bytes": r.IntN(1 << r.IntN(30)), "took": r.Float64(), "level": "info",
+		}})...)
+	}
+	return b
+}
+
 // BenchmarkScan is the scan of a packed payload of 1000 events.
 func BenchmarkScan(b *testing.B) {
-	p := batchOf(1000)
-	var s streamScanner
-	b.SetBytes(int64(len(p)))
-	b.ReportAllocs()
-	for b.Loop() {
-		s.reset(DefaultMaxDepth)
-		if n, err := s.scanEvents(p, noLimit); err != nil || n != len(p) {
-			b.Fatal(n, err)
-		}
+	for _, c := range []struct {
+		name string
+		p    []byte
+	}{{"same", batchOf(1000)}, {"varied", variedBatch(1000)}} {
+		b.Run(c.name, func(b *testing.B) {
+			var s streamScanner
+			b.SetBytes(int64(len(c.p)))
+			b.ReportAllocs()
+			for b.Loop() {
+				s.reset(DefaultMaxDepth)
+				if n, err := s.scanEvents(c.p, noLimit); err != nil || n != len(c.p) {
+					b.Fatal(n, err)
+				}
+			}
+		})
 	}
 }
 

@@ -90,8 +90,23 @@ func (s *Scanner) Scan(p []byte) (n int, done bool, err error) {
 			s.left = left
 			return n, false, nil
 		}
+		// What is frequent first, told apart by branches: the processor guesses
+		// them and reads on, where a table would make it wait for each length.
 		c := p[n]
-		if size := int(objectLen[c]); size != 0 {
+		size := 0
+		switch {
+		case c-0xa0 < 0x20: // fixstr
+			size = 1 + int(c&0x1f)
+		case c == 0xd9: // str 8; its header is consumed where the body is not whole
+			if n+1 < len(p) && 2+int(p[n+1]) <= len(p)-n {
+				size = 2 + int(p[n+1])
+			}
+		case c <= 0x7f || c >= 0xe0: // fixint
+			size = 1
+		default:
+			size = int(objectLen[c])
+		}
+		if size != 0 {
 			if size > len(p)-n {
 				s.left = left
 				return n, false, nil
