@@ -56,6 +56,8 @@ type Queue struct {
 	// Both are exact as long as Accept is called: between two calls the queue
 	// only grows, and Accept reads its depth before it takes from it.
 	Peak, PeakMinute int
+	// PeakRecent is the largest depth of this second and the one before.
+	PeakRecent int
 	// Drops is this socket's own counter (SO_MEMINFO, socket(7)). It counts each
 	// dropped SYN, twice a dropped final ACK, and also what is no loss, such as
 	// stray segments: confirm it with Counters.ListenOverflows. It is 0 for unix
@@ -178,7 +180,7 @@ func (l *Listener) Queue() (Queue, error) {
 		return Queue{}, fmt.Errorf("queue of %s: %w", l.addr, err)
 	}
 	l.peak.note(q.Depth, time.Now())
-	q.Peak, q.PeakMinute = l.peak.read(time.Now())
+	q.Peak, q.PeakMinute, q.PeakRecent = l.peak.read(time.Now())
 	return q, nil
 }
 

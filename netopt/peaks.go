@@ -46,15 +46,19 @@ func (p *peaks) note(depth int, now time.Time) {
 	p.second.Store(sec)
 }
 
-// read returns the peak since start and that of the last minute.
-func (p *peaks) read(now time.Time) (ever, minute int) {
+// read returns the peak since start, that of the last minute, and that of this
+// second and the one before.
+func (p *peaks) read(now time.Time) (ever, minute, recent int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var m int64
+	var m, r int64
 	for _, s := range p.seconds {
 		if s.at > now.Unix()-window {
 			m = max(m, s.max)
 		}
+		if s.at >= now.Unix()-1 {
+			r = max(r, s.max)
+		}
 	}
-	return int(p.ever.Load()), int(m)
+	return int(p.ever.Load()), int(m), int(r)
 }

@@ -37,7 +37,9 @@ type Counters struct {
 	// TCPReqQFullDoCookies: SYNs answered with a cookie because the SYN queue was
 	// full. TCPReqQFullDrop: SYNs dropped then, with cookies off.
 	TCPReqQFullDoCookies, TCPReqQFullDrop uint64
-	SyncookiesSent, SyncookiesRecv        uint64
+	// SyncookiesSent: SYNs answered with a cookie. SyncookiesRecv: valid cookies
+	// that came back; SyncookiesFailed: ACKs that were none.
+	SyncookiesSent, SyncookiesRecv, SyncookiesFailed uint64
 }
 
 // KernelCounters reads the counters of the calling thread's namespace.
@@ -50,7 +52,7 @@ func KernelCounters() (c Counters, err error) {
 	want := map[string]*uint64{
 		"ListenOverflows": &c.ListenOverflows, "ListenDrops": &c.ListenDrops,
 		"TCPReqQFullDoCookies": &c.TCPReqQFullDoCookies, "TCPReqQFullDrop": &c.TCPReqQFullDrop,
-		"SyncookiesSent": &c.SyncookiesSent, "SyncookiesRecv": &c.SyncookiesRecv,
+		"SyncookiesSent": &c.SyncookiesSent, "SyncookiesRecv": &c.SyncookiesRecv, "SyncookiesFailed": &c.SyncookiesFailed,
 	}
 	// A line of names, then a line of values.
 	var names []string
