@@ -47,11 +47,11 @@ type server struct {
 	level   zap.AtomicLevel
 	started time.Time
 
-	mu     sync.Mutex // guards config, which a reload replaces, and peaks
+	mu     sync.Mutex // guards config, which a reload replaces
 	config *config.Config
-	peaks  map[string]samplePeak // by listener
 
 	health  health
+	sampler *sampler
 	matches []*match
 	routes  map[string]*route // by label
 	sources []*source
@@ -76,6 +76,7 @@ func run(ctx context.Context, o runOptions) error {
 
 	s := &server{config: c, level: zap.NewAtomicLevelAt(zapLevel(c.LogLevel)), started: time.Now(), routes: map[string]*route{}, failed: make(chan error, 1), reloaded: make(chan struct{}, 1)}
 	s.log = newLogger(o.stderr, s.level)
+	s.sampler = newSampler(s.log)
 	for _, w := range c.Warnings {
 		s.log.Warn("configuration", zap.String("warning", w))
 	}
@@ -93,6 +94,7 @@ func run(ctx context.Context, o runOptions) error {
 	}
 	s.serve(ctx)
 	s.serving.Go(func() { s.watchHealth(ctx) })
+	s.serving.Go(func() { s.sample(ctx) })
 	s.serving.Go(func() { s.watchMachine(ctx) })
 	s.serving.Go(func() { watchdog(ctx, s.log, func() { s.snapshot() }) })
 	notify(s.log, daemon.SdNotifyReady)
@@ -261,7 +263,7 @@ func (s *server) listenStatus(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("status endpoint (monitor_agent): %w", err)
 	}
-	s.http = status.NewServer(s.snapshot, s.log)
+	s.http = status.NewServer(s.snapshot, status.Options{Senders: s.rankSenders}, s.log)
 	s.log.Info("status endpoint", zap.String("url", "http://"+l.Addr().String()))
 	s.serving.Go(func() { s.fail(s.http.Serve(l)) })
 	return nil

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"time"
 
@@ -40,6 +39,7 @@ func (s *server) snapshot() *status.Snapshot {
 			snap.Balance = append(snap.Balance, status.Balance{Output: name, Received: n, Dropped: map[string]uint64{"no_match": n}})
 		}
 	}
+	s.sampler.apply(snap)
 	return snap
 }
 
@@ -51,7 +51,8 @@ func (s *server) kernel(snap *status.Snapshot) {
 		return
 	}
 	snap.Kernel = map[string]uint64{
-		"ListenOverflows": k.ListenOverflows, "ListenDrops": k.ListenDrops,
+		"SyncookiesFailed": k.SyncookiesFailed,
+		"ListenOverflows":  k.ListenOverflows, "ListenDrops": k.ListenDrops,
 		"TCPReqQFullDoCookies": k.TCPReqQFullDoCookies, "TCPReqQFullDrop": k.TCPReqQFullDrop,
 		"SyncookiesSent": k.SyncookiesSent, "SyncookiesRecv": k.SyncookiesRecv,
 	}
@@ -68,7 +69,7 @@ func (s *server) addSource(snap *status.Snapshot, src *source) {
 		queue.Queue{Name: queue.Connections, Instance: id, Unit: queue.UnitConnections, Depth: int64(st.Open), Capacity: int64(st.Limit),
 			Peak: int64(st.Peak), Dropped: st.Refused})
 	for _, l := range src.listeners {
-		if socket, ok := s.socketQueue(snap, l); ok {
+		if socket, ok := s.socketQueue(l); ok {
 			snap.Queues = append(snap.Queues, socket)
 		}
 	}
@@ -124,53 +125,28 @@ func (s *server) addListener(snap *status.Snapshot, src *source, l *netopt.Liste
 	if q.Starved > 0 && note == "" {
 		note = fmt.Sprintf("out of descriptors or memory %d times; raise LimitNOFILE", q.Starved)
 	}
-	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
-		if p, err := netopt.Port(tcp.Port); err != nil {
-			snap.Warnings = append(snap.Warnings, err.Error())
-		} else {
-			s.notePeaks(name, p)
-			snap.Queues = append(snap.Queues, queue.Queue{Name: queue.SYN, Instance: name, Unit: queue.UnitConnections,
-				Depth: int64(p.SynRecv), Capacity: int64(q.Capacity), Peak: s.peakOf(name).syn,
-				Dropped: snap.Kernel["TCPReqQFullDrop"], DroppedBy: map[string]uint64{"drop": snap.Kernel["TCPReqQFullDrop"]}})
-			for state, n := range map[string]int{"syn_recv": p.SynRecv, "established": p.Established, "close_wait": p.CloseWait, "time_wait": p.TimeWait, "closing": p.Closing} {
-				snap.TCPStates[state] += int64(n)
-			}
+	if p, ok := s.sampler.port(l); ok {
+		syn := queue.Queue{Name: queue.SYN, Instance: name, Unit: queue.UnitConnections, Depth: int64(p.SynRecv)}
+		syn.Capacity, syn.DroppedBy, syn.Note = s.sampler.syn(granted)
+		for _, n := range syn.DroppedBy {
+			syn.Dropped += n
 		}
+		snap.Queues = append(snap.Queues, syn)
+		for state, n := range map[string]int{"syn_recv": p.SynRecv, "established": p.Established, "close_wait": p.CloseWait, "time_wait": p.TimeWait,
+			"fin_wait1": p.FinWait1, "fin_wait2": p.FinWait2, "last_ack": p.LastAck, "closing": p.Closing} {
+			snap.TCPStates[state] += int64(n)
+		}
+		snap.TCPStates["listen"]++
 	}
 	snap.Queues = append(snap.Queues, queue.Queue{Name: queue.Accept, Instance: name, Unit: queue.UnitConnections,
 		Depth: int64(q.Depth), Capacity: int64(q.Capacity), Peak: int64(q.Peak), PeakMinute: int64(q.PeakMinute), Dropped: q.Drops, Note: note})
 }
 
 // socketQueue is the bytes that the kernel holds unread for a listener's
-// connections, as addListener sampled them.
-func (s *server) socketQueue(snap *status.Snapshot, l *netopt.Listener) (queue.Queue, bool) {
-	if _, ok := l.Addr().(*net.TCPAddr); !ok {
-		return queue.Queue{}, false
-	}
-	name := l.Addr().String()
-	p := s.peakOf(name)
-	return queue.Queue{Name: queue.Socket, Instance: name, Unit: queue.UnitBytes, Depth: p.unreadNow, Peak: p.unread}, true
-}
-
-// samplePeak is the largest sample of what is read only when somebody asks.
-type samplePeak struct {
-	syn, unread, unreadNow int64
-}
-
-func (s *server) notePeaks(name string, p netopt.PortStates) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.peaks == nil {
-		s.peaks = map[string]samplePeak{}
-	}
-	old := s.peaks[name]
-	s.peaks[name] = samplePeak{syn: max(old.syn, int64(p.SynRecv)), unread: max(old.unread, p.Unread), unreadNow: p.Unread}
-}
-
-func (s *server) peakOf(name string) samplePeak {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.peaks[name]
+// connections, as sampled.
+func (s *server) socketQueue(l *netopt.Listener) (queue.Queue, bool) {
+	p, ok := s.sampler.port(l)
+	return queue.Queue{Name: queue.Socket, Instance: l.Addr().String(), Unit: queue.UnitBytes, Depth: p.Unread}, ok
 }
 
 // addMatch adds the commit and buffer queues of a match, and its outputs.
@@ -233,7 +209,7 @@ func addOutput(snap *status.Snapshot, m *config.Match, c *config.Output, b buffe
 	}
 	snap.Outputs = append(snap.Outputs, o)
 	snap.Queues = append(snap.Queues, queue.Queue{Name: queue.Output, Instance: c.ID, Unit: queue.UnitBytes,
-		Depth: cur.Remaining.Bytes, Peak: b.PeakBacklog, Dropped: st.GivenUp, Note: note})
+		Depth: cur.Remaining.Bytes, Dropped: st.GivenUp, Note: note})
 	snap.Balance = append(snap.Balance, status.Balance{
 		Output: c.ID, Match: m.Pattern, Recovered: cur.Recovered, Received: b.Events,
 		Delivered: cur.Delivered, Buffered: cur.Remaining.Events, Dropped: cur.Dropped,

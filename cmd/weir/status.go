@@ -54,16 +54,22 @@ The status endpoint's address is taken from the configuration (-c), or from
 			return status.WriteText(cmd.OutOrStdout(), &s)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", "", "host:port of the status endpoint (default: from the configuration)")
+	cmd.AddCommand(newSendersCommand(configPath, &address))
+	cmd.PersistentFlags().StringVar(&address, "address", "", "host:port of the status endpoint (default: from the configuration)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
 // fetchStatus reads the snapshot of the weir whose status endpoint is address.
 func fetchStatus(ctx context.Context, address string) ([]byte, error) {
+	return fetch(ctx, address, "/api/queues.json")
+}
+
+// fetch reads one path of the status endpoint.
+func fetch(ctx context.Context, address, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	url := "http://" + address + "/api/queues.json"
+	url := "http://" + address + path
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, fmt.Errorf("--address %q is not a host:port: %w", address, err)

@@ -55,8 +55,7 @@ type Queue struct {
 	Capacity int64 `json:"capacity,omitempty"`
 	// Peak is the largest Depth since start.
 	Peak int64 `json:"peak"`
-	// PeakMinute is the largest Depth of about the last minute, where the
-	// stage keeps it (the accept queue), else 0.
+	// PeakMinute is the largest Depth of the last minute.
 	PeakMinute int64 `json:"peak_minute,omitempty"`
 	// Dropped counts what was lost or refused here since start.
 	Dropped uint64 `json:"dropped"`

@@ -36,6 +36,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			e.gauge("weir_queue_capacity", "Limit of the queue, in its unit.", float64(q.Capacity), lv...)
 		}
 		e.gauge("weir_queue_peak", "Largest fill of the queue since start, in its unit.", float64(q.Peak), lv...)
+		e.gauge("weir_queue_peak_minute", "Largest fill of the queue in the last minute, in its unit.", float64(q.PeakMinute), lv...)
 		e.counter("weir_queue_dropped_total", "Items lost or refused at the queue.", float64(q.Dropped), lv...)
 		e.gauge("weir_queue_oldest_seconds", "Age of the oldest waiting item, 0 if none or unknown.", q.OldestAge.Seconds(), lv...)
 	}
@@ -84,6 +85,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		e.gauge("weir_output_next_retry_time_seconds", "Unix time of the next attempt, 0 if the output does not wait for one.", next, "output", o.ID)
 	}
+	for _, a := range s.Alerts {
+		if a.Until == nil {
+			e.gauge("weir_alert", "1 while the alert is on; the series ends when it is over.", 1, "name", a.Name, "subject", a.Subject)
+		}
+	}
+	e.gauge("weir_senders_known", "Addresses in the tables of senders.", float64(s.SendersKnown))
 	for state, n := range s.TCPStates {
 		e.gauge("weir_tcp_connections", "Connections of weir's ports in the kernel, by TCP state.", float64(n), "state", state)
 	}

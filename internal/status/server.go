@@ -29,15 +29,23 @@ const (
 // Server answers the status endpoint's requests.
 type Server struct {
 	snapshot func() *Snapshot
+	options  Options
 	stream   *stream
 	http     *http.Server
 	log      *zap.Logger
 }
 
+// Options are what a Server has beside its snapshots.
+type Options struct {
+	// Senders ranks the senders by one of their figures; an unknown one is an
+	// error. It must be set.
+	Senders func(by string, limit int) (SenderList, error)
+}
+
 // NewServer returns a Server that draws every answer from snapshot, which must
 // be safe for concurrent use.
-func NewServer(snapshot func() *Snapshot, log *zap.Logger) *Server {
-	s := &Server{snapshot: snapshot, stream: newStream(snapshot, log), log: log}
+func NewServer(snapshot func() *Snapshot, o Options, log *zap.Logger) *Server {
+	s := &Server{snapshot: snapshot, options: o, stream: newStream(snapshot, log), log: log}
 	s.http = &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -61,13 +69,14 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(s.log)}))
 	mux.HandleFunc("GET /api/queues.json", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.snapshot()) })
 	mux.HandleFunc("GET /api/plugins.json", func(w http.ResponseWriter, _ *http.Request) { s.json(w, plugins(s.snapshot())) })
+	mux.HandleFunc("GET /api/senders.json", s.sendersJSON)
 	mux.Handle("GET /api/stream", s.stream)
 	mux.Handle("GET /{$}", page.Handler())
 	mux.Handle("GET /page/", page.Handler())
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "weir serves its page at /, /metrics, /api/queues.json, /api/stream, /api/plugins.json, /healthz and /readyz (GET) here, not "+r.URL.Path, http.StatusNotFound)
+		http.Error(w, "weir serves its page at /, /metrics, /api/queues.json, /api/senders.json, /api/stream, /api/plugins.json, /healthz and /readyz (GET) here, not "+r.URL.Path, http.StatusNotFound)
 	})
 	return mux
 }

@@ -3,6 +3,7 @@ package status
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -49,9 +50,41 @@ func example() *Snapshot {
 	}
 }
 
+func exampleSenders(by string, limit int) (SenderList, error) {
+	if by != "heartbeats" {
+		return SenderList{}, errors.New("by is none of heartbeats")
+	}
+	return SenderList{By: by, Known: 3, Senders: []Sender{{Address: "192.0.2.1", Accepted: 7, HeartbeatsPerSecond: 1,
+		Heartbeats: map[string]uint64{"connect": 7}, Features: []string{"packed", "ack"}}}[:min(limit, 1)]}, nil
+}
+
+func TestSendersJSON(t *testing.T) {
+	for path, want := range map[string]int{
+		"/api/senders.json": 200, "/api/senders.json?by=heartbeats&limit=1": 200, "/api/senders.json?by=nothing": 400,
+		"/api/senders.json?limit=0": 400, "/api/senders.json?limit=many": 400, "/api/senders.json?limit=10001": 400,
+	} {
+		code, body := get(t, example(), path)
+		if code != want {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+		var list SenderList
+		if want == 200 && (json.Unmarshal([]byte(body), &list) != nil || list.Known != 3 || list.Senders[0].Address != "192.0.2.1") {
+			t.Errorf("%s: %s", path, body)
+		}
+	}
+	var b bytes.Buffer
+	list, err := exampleSenders("heartbeats", 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteSenders(&b, &list); err != nil || !strings.Contains(b.String(), "192.0.2.1  0     7            0.0  connect 7   1.0") {
+		t.Errorf("%v:\n%s", err, b.String())
+	}
+}
+
 func get(t *testing.T, s *Snapshot, path string) (int, string) {
 	t.Helper()
-	srv := httptest.NewServer(NewServer(func() *Snapshot { return s }, zaptest.NewLogger(t)).Handler())
+	srv := httptest.NewServer(NewServer(func() *Snapshot { return s }, Options{Senders: exampleSenders}, zaptest.NewLogger(t)).Handler())
 	defer srv.Close()
 	r, err := http.Get(srv.URL + path)
 	if err != nil {
@@ -186,8 +219,8 @@ func TestWriteText(t *testing.T) {
 		"weir 1.2.3, pid 42, up 1m30s, NOT READY\n",
 		"  problem: buffer app.**: no space left on device\n",
 		"listening on 0.0.0.0:24224, backlog 2048 asked, 128 granted, limited by net.core.somaxconn; to mend it: sysctl -w net.core.somaxconn=2048\n",
-		"accept  0.0.0.0:24224    64       128       50%   129      371      -\n",
-		"buffer  app.**           1.5 KiB  64.0 GiB  0%    4.0 MiB  0        2.5s\n",
+		"accept  0.0.0.0:24224    64       128       50%   0       129      371      -\n",
+		"buffer  app.**           1.5 KiB  64.0 GiB  0%    0 B     4.0 MiB  0        2.5s\n",
 		"retry 3 in 30s",
 		"received: 100 events in 2 messages, 4.9 KiB; 2 acks; heartbeats: connect 1, udp 7\n",
 	} {

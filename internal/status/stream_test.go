@@ -83,7 +83,7 @@ func serveStream(t *testing.T) *streaming {
 		snap := example()
 		snap.Now = time.Now()
 		return snap
-	}, zaptest.NewLogger(t))
+	}, Options{Senders: exampleSenders}, zaptest.NewLogger(t))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

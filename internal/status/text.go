@@ -32,13 +32,21 @@ func WriteText(w io.Writer, s *Snapshot) error {
 		}
 		fmt.Fprintln(b)
 	}
+	for _, a := range s.Alerts {
+		if a.Until == nil {
+			fmt.Fprintf(b, "  alert: %s, %s: %s\n", a.Name, printable(a.Subject), printable(a.Message))
+			if a.Mend != "" {
+				fmt.Fprintf(b, "    to mend it: %s\n", printable(a.Mend))
+			}
+		}
+	}
 	for _, p := range s.Warnings {
 		fmt.Fprintf(b, "  warning: %s\n", p)
 	}
 	fmt.Fprintln(b)
 
 	t := newTable(b)
-	fmt.Fprintln(t, "QUEUE\tNAME\tDEPTH\tCAPACITY\tFILL\tPEAK\tDROPPED\tOLDEST\t")
+	fmt.Fprintln(t, "QUEUE\tNAME\tDEPTH\tCAPACITY\tFILL\tMINUTE\tPEAK\tDROPPED\tOLDEST\t")
 	for _, q := range s.Queues {
 		capacity, fill := "-", "-"
 		if q.Capacity > 0 {
@@ -49,8 +57,8 @@ func WriteText(w io.Writer, s *Snapshot) error {
 		if q.OldestAge > 0 {
 			oldest = age(q.OldestAge)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", q.Name, printable(q.Instance), amount(q.Depth, q.Unit),
-			capacity, fill, amount(q.Peak, q.Unit), dropped(q), oldest, printable(q.Note))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", q.Name, printable(q.Instance), amount(q.Depth, q.Unit),
+			capacity, fill, amount(q.PeakMinute, q.Unit), amount(q.Peak, q.Unit), dropped(q), oldest, printable(q.Note))
 	}
 	t.flush()
 

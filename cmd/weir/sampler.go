@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"net"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"weir/internal/alert"
+	"weir/internal/queue"
+	"weir/internal/status"
+	"weir/netopt"
+)
+
+const (
+	// sampleEvery is the pace at which what cannot be exact is looked at.
+	sampleEvery = time.Second
+	// costShare is the share of time that a walk over the kernel's connections,
+	// or over the senders, may take: its period is its cost times this, which is
+	// 0.03 % of a core for each.
+	costShare = 3000
+	// longestPeriod bounds that on a machine that stalls.
+	longestPeriod = time.Minute
+	// topSenders is how many senders a Snapshot holds.
+	topSenders = 20
+)
+
+// paced says when something that costs is due again.
+type paced struct{ due time.Time }
+
+// run calls f if it is due, and takes its cost into account.
+func (p *paced) run(now time.Time, f func()) {
+	if now.Before(p.due) {
+		return
+	}
+	start := time.Now()
+	f()
+	p.due = now.Add(min(max(time.Since(start)*costShare, sampleEvery-sampleEvery/10), longestPeriod))
+}
+
+// sampler holds what is read once in a while, and the alerts.
+type sampler struct {
+	alerts *alert.Evaluator
+	log    *zap.Logger
+
+	mu                  sync.Mutex
+	ports               map[string]portSample // by listener
+	peaks               queue.Peaks
+	senders             []status.Sender
+	known               int
+	syncookies, maxSyn  int
+	synDropped, cookies uint64 // since start
+	err                 string // why something could not be sampled
+
+	// What follows belongs to the sampling goroutine.
+	walk, halfOpen, table, sysctls paced
+	kernel                         *netopt.Counters // of the last tick
+}
+
+type portSample struct {
+	netopt.PortStates
+	at time.Time // of the states but SynRecv
+}
+
+func newSampler(log *zap.Logger) *sampler {
+	return &sampler{alerts: alert.New(log), log: log, ports: map[string]portSample{}, syncookies: -1, maxSyn: -1}
+}
+
+// sample looks each second until ctx ends.
+func (s *server) sample(ctx context.Context) {
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for {
+		s.sampleOnce(time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *server) sampleOnce(now time.Time) {
+	sm := s.sampler
+	sm.sysctls.run(now, sm.readSysctls)
+	sm.walk.run(now, func() {
+		s.eachPort(func(name string, port int) error {
+			p, err := netopt.Port(port)
+			if err == nil {
+				sm.setPort(name, portSample{p, now})
+			}
+			return err
+		})
+	})
+	sm.halfOpen.run(now, func() {
+		s.eachPort(func(name string, port int) error {
+			n, err := netopt.HalfOpen(port)
+			if err == nil {
+				sm.setHalfOpen(name, n)
+			}
+			return err
+		})
+	})
+	sm.table.run(now, func() {
+		top, known := s.topSenders(senderOrders["heartbeats"], topSenders)
+		sm.mu.Lock()
+		sm.senders, sm.known = top, known
+		sm.mu.Unlock()
+	})
+	r := s.reading(now)
+	sm.countSyns(r)
+	sm.alerts.Look(r)
+	snap := s.snapshot()
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	for _, q := range snap.Queues {
+		sm.peaks.Note(q, now)
+	}
+}
+
+// eachPort calls f once for each TCP listener.
+func (s *server) eachPort(f func(name string, port int) error) {
+	var failed string
+	for _, src := range s.sources {
+		for _, l := range src.listeners {
+			tcp, ok := l.Addr().(*net.TCPAddr)
+			if !ok {
+				continue
+			}
+			if err := f(l.Addr().String(), tcp.Port); err != nil {
+				failed = err.Error()
+			}
+		}
+	}
+	s.sampler.mu.Lock()
+	s.sampler.err = failed
+	s.sampler.mu.Unlock()
+}
+
+func (sm *sampler) setPort(name string, p portSample) {
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	sm.ports[name] = p
+}
+
+func (sm *sampler) setHalfOpen(name string, n int) {
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	p := sm.ports[name]
+	p.SynRecv = n
+	sm.ports[name] = p
+}
+
+// port is the latest sample of a TCP listener's connections.
+func (sm *sampler) port(l *netopt.Listener) (portSample, bool) {
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	_, tcp := l.Addr().(*net.TCPAddr)
+	return sm.ports[l.Addr().String()], tcp
+}
+
+func (sm *sampler) readSysctls() {
+	read := func(name string) int {
+		n, err := netopt.Sysctl(name)
+		if err != nil {
+			return -1
+		}
+		return n
+	}
+	cookies, maxSyn := read("net.ipv4.tcp_syncookies"), read("net.ipv4.tcp_max_syn_backlog")
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	sm.syncookies, sm.maxSyn = cookies, maxSyn
+}
+
+// countSyns adds up what the SYN queues could not take.
+func (sm *sampler) countSyns(r *alert.Reading) {
+	if was := sm.kernel; was != nil {
+		sm.mu.Lock()
+		sm.synDropped += alert.SynDrops(*was, r.Kernel, r.Syncookies)
+		sm.cookies += r.Kernel.SyncookiesSent - min(was.SyncookiesSent, r.Kernel.SyncookiesSent)
+		sm.mu.Unlock()
+	}
+	sm.kernel = &r.Kernel
+}
+
+// syn is what limits a SYN queue on this kernel, and what it could not take. The
+// kernel counts that for all listeners of the network namespace together.
+func (sm *sampler) syn(backlog int) (capacity int64, droppedBy map[string]uint64, note string) {
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	droppedBy = map[string]uint64{"dropped": sm.synDropped, "cookies_sent": sm.cookies}
+	capacity = int64(backlog)
+	switch {
+	case sm.syncookies == 2:
+		note = "tcp_syncookies is 2: every SYN gets a cookie"
+	case sm.syncookies == 0 && sm.maxSyn > 0 && sm.maxSyn*3/4 < backlog:
+		capacity, note = int64(sm.maxSyn*3/4), "limited by 3/4 of tcp_max_syn_backlog, since tcp_syncookies is 0"
+	}
+	return capacity, droppedBy, note
+}
+
+// apply puts into a snapshot what was sampled.
+func (sm *sampler) apply(snap *status.Snapshot) {
+	snap.Alerts = sm.alerts.Alerts()
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	for i := range snap.Queues {
+		sm.peaks.Apply(&snap.Queues[i], snap.Now)
+	}
+	snap.Senders, snap.SendersKnown = sm.senders, sm.known
+	if sm.err != "" {
+		snap.Warnings = append(snap.Warnings, sm.err)
+	}
+}
+
+// reading is what alerts are made of.
+func (s *server) reading(now time.Time) *alert.Reading {
+	r := &alert.Reading{At: now, Problems: s.health.reasons(), Dropped: map[string]uint64{}}
+	s.sampler.mu.Lock()
+	r.Syncookies, r.MaxSynBacklog = s.sampler.syncookies, s.sampler.maxSyn
+	s.sampler.mu.Unlock()
+	full := map[string]uint64{}
+	for _, src := range s.sources {
+		for _, l := range src.listeners {
+			r.Listeners = append(r.Listeners, s.listenerReading(l))
+		}
+		st := src.server.Stats()
+		r.Sources = append(r.Sources, alert.Source{Name: src.config.ID, Open: st.Open, Limit: st.Limit, Refused: st.Refused,
+			MemoryWaiting: st.MemoryWaiting, MemoryHeld: st.MemoryHeld, MemoryLimit: st.MemoryLimit,
+			MemoryRefused: st.RefusedMessages["memory"], Unanswered: st.Unanswered})
+		full[src.config.Label] += st.RefusedMessages[reasonFull]
+	}
+	if k, err := netopt.KernelCounters(); err == nil {
+		r.Kernel = k
+	}
+	for _, m := range s.matches {
+		st := m.buffer.Stats()
+		b := alert.Buffer{Name: m.config.ID, Path: m.config.Buffer.Path, Backlog: st.Backlog, Limit: st.Limit, Overflow: m.config.Buffer.Overflow,
+			PendingAge: st.PendingAge, ChunkLimit: m.config.Buffer.ChunkLimit}
+		if st.Backlog*2 > st.Limit { // a source's refusals are of one of its buffers
+			b.Refused = full[m.config.Label]
+		}
+		if st.Failing != nil {
+			b.Failing = st.Failing.Error()
+		}
+		var fs unix.Statfs_t
+		if unix.Statfs(b.Path, &fs) == nil {
+			b.DiskFree, b.DiskSize = int64(fs.Bavail)*fs.Bsize, int64(fs.Blocks)*fs.Bsize
+		}
+		r.Buffers = append(r.Buffers, b)
+		for i, run := range m.runners {
+			o := run.Stats()
+			r.Outputs = append(r.Outputs, alert.Output{Name: m.config.Outputs[i].ID, Step: o.Step, NextRetry: o.NextRetry,
+				LastError: o.LastError, Dropped: maps.Clone(st.Cursors[i].Dropped)})
+		}
+	}
+	for _, route := range s.routes {
+		r.Dropped["no_match"] += route.noMatch.Load()
+	}
+	return r
+}
+
+func (s *server) listenerReading(l *netopt.Listener) alert.Listener {
+	a := alert.Listener{Name: l.Addr().String()}
+	a.Asked, a.Granted = l.Backlog()
+	if m := l.Mismatch(); m != nil {
+		a.LimitedBy, a.Mend = m.Sysctl, m.Mend()
+	}
+	if q, err := l.Queue(); err == nil {
+		a.Queue = q
+	}
+	if p, ok := s.sampler.port(l); ok {
+		a.States, a.SampledAt = p.PortStates, p.at
+	}
+	return a
+}
