@@ -148,16 +148,12 @@ func (s *session) flush() {
 	written := 0
 	var err error
 	if s.raw != nil {
-		rawErr := s.raw.Write(func(fd uintptr) bool {
-			written, err = syscall.Write(int(fd), out)
-			return true
-		})
-		written = max(written, 0)
-		if err == syscall.EAGAIN || err == syscall.EINTR {
-			err = nil
-		}
-		if rawErr != nil {
-			err = rawErr
+		s.toWrite = out
+		err = s.raw.Write(s.writeFD)
+		s.toWrite = nil
+		written = max(s.writeN, 0)
+		if err == nil && s.writeErr != syscall.EAGAIN && s.writeErr != syscall.EINTR {
+			err = s.writeErr
 		}
 	}
 	if err == nil && written < len(out) {
@@ -170,6 +166,12 @@ func (s *session) flush() {
 	if again {
 		s.srv.acks.push(s)
 	}
+}
+
+// tryWrite writes the acks that flush has taken, without waiting.
+func (s *session) tryWrite(fd uintptr) bool {
+	s.writeN, s.writeErr = syscall.Write(int(fd), s.toWrite)
+	return true
 }
 
 // takeOut takes the acks to be written; s.writing keeps others from writing

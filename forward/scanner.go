@@ -199,6 +199,21 @@ func headerCounts(h []byte) (count, body uint64) {
 // Skip returns the length in bytes of the msgpack object at the start of p. The
 // object must be whole.
 func Skip(p []byte) (n int, err error) {
+	// What the first bytes tell needs no Scanner, which is memory of its own.
+	if len(p) > 1 {
+		c := p[0]
+		n := int(objectLen[c])
+		if c == 0xd9 || c == 0xc4 {
+			n = 2 + int(p[1])
+		}
+		if n > 0 && n <= len(p) {
+			return n, nil
+		}
+	}
+	return skipScanning(p)
+}
+
+func skipScanning(p []byte) (n int, err error) {
 	var s Scanner
 	s.Reset(1, maxTrustedDepth)
 	n, done, err := s.Scan(p)

@@ -89,13 +89,19 @@ type session struct {
 	queued   bool   // the flusher has or will take this session
 	writing  bool   // somebody writes to the connection
 	dead     bool   // the connection cannot be written to
+
+	// Of whoever has set writing; made once, so that a write allocates nothing.
+	writeFD  func(fd uintptr) bool
+	toWrite  []byte
+	writeN   int
+	writeErr error
 }
 
 func newSession(srv *Server, conn net.Conn) *session {
 	s := &session{srv: srv, conn: conn, socket: conn, remote: conn.RemoteAddr(), want: minBuffer}
 	s.proxied = srv.trusts(s.remote)
 	s.change.L = &s.mu
-	s.readFD = s.tryRead
+	s.readFD, s.writeFD = s.tryRead, s.tryWrite
 	if age := srv.config.MaxConnectionAge; age > 0 {
 		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(age))
 		s.retireAt = time.Now().Add(age + spread)
