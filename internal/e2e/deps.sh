@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs by name what the tests use beside Go: a C compiler for the race
-# detector, Python's and Node's Forward senders, and systemd's tools. As root
+# detector, Python's and Node's Forward senders, a browser, tmux, systemd's tools. As root
 # it installs what is missing; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -91,7 +91,7 @@ class Chart {
       },
       axes: [
         { ...axis, grid: { show: false }, size: 20, gap: 3, space: 64, incrs: [60], values: (_, at) => at.map((t) => clock(new Date(t * 1000)).slice(0, 5)) },
-        { ...axis, grid, size: 62, gap: 6, space: 30, incrs: binary ? powers(2) : undefined, values: (_, at) => at.map((v) => (v === 0 ? "0" : text(v))) },
+        { ...axis, grid, size: 62, gap: 6, space: 26, incrs: binary ? powers(2) : undefined, values: (_, at) => at.map((v) => (v === 0 ? "0" : text(v))) },
       ],
       series: [{}, ...this.config.series.map((_, i) => ({
         stroke: i === 0 ? colours.line : colours.second, width: 1.5, dash: i === 0 ? undefined : [5, 3],
