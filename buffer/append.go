@@ -19,6 +19,7 @@ type group struct {
 	oldest   time.Time
 	err      error
 	pieces   [][]byte // memory of blocks
+	ids      []pendingID
 }
 
 // maxWaiters is how many waiters' memory a group that is used again keeps.
@@ -42,7 +43,8 @@ func (b *Buffer) recycle(g *group) {
 	}
 	clear(g.waiters)
 	clear(g.pieces)
-	*g = group{segments: g.segments[:0], waiters: g.waiters[:0], pieces: g.pieces[:0]}
+	clear(g.ids)
+	*g = group{segments: g.segments[:0], waiters: g.waiters[:0], pieces: g.pieces[:0], ids: g.ids[:0]}
 	b.groups.Put(g)
 }
 
@@ -61,7 +63,9 @@ func (w *segmentWriter) write(p []byte) {
 }
 
 // Append copies the entry into the next commit and returns; w is told the
-// outcome later. It waits while the next commit is full, or, with
+// outcome later. An entry whose tag and chunk id are stored already is not stored
+// again: w is told ErrDuplicate, at once, or with the commit that it is in; one
+// without a chunk id is always stored. Append waits while the next commit is full, or, with
 // OverflowBlock, while the buffer is. If Append returns an error (ErrFull,
 // ErrClosed, ctx's, or that of an entry beyond the format's limits), w is not
 // told anything.
@@ -70,12 +74,35 @@ func (b *Buffer) Append(ctx context.Context, e *Entry, w Waiter) error {
 	if err != nil {
 		return err
 	}
+	keyed := b.ids.window > 0 && len(e.ChunkID) > 0
+	var x id
+	if keyed {
+		x = b.idLog.key.id(e.Tag, e.ChunkID)
+	}
 	b.mu.Lock()
-	if err := b.makeRoom(ctx, size); err != nil {
-		b.mu.Unlock()
-		return err
+	for waited := false; ; waited = true {
+		if keyed {
+			if durable, pending := b.duplicate(x, w); durable || pending {
+				b.mu.Unlock()
+				if durable {
+					w.Done(ErrDuplicate)
+				}
+				return nil
+			}
+		}
+		if waited { // there is room, and no twin came while it was made
+			break
+		}
+		if err := b.makeRoom(ctx, size); err != nil {
+			b.mu.Unlock()
+			return err
+		}
 	}
 	g := b.next
+	if keyed {
+		g.ids = append(g.ids, pendingID{id: x})
+		b.pendingIDs[x] = g
+	}
 	at := g.size
 	g.size += size
 	for int64(len(g.segments))*segmentSize < g.size {

@@ -75,6 +75,12 @@ type Options struct {
 	TotalLimit int64
 	Overflow   Overflow
 	Durability Durability
+	// DedupeWindow is of how many of the newest entries with a chunk id the ids are
+	// remembered, DedupeAge for how long: an entry with the tag and id of one of
+	// them is not stored again. 0 for DefaultDedupeWindow and DefaultDedupeAge; a
+	// negative window remembers none. An id takes 29 bytes of memory.
+	DedupeWindow int
+	DedupeAge    time.Duration
 	// Cursors names the readers; what all of them have passed is deleted. There
 	// must be at least one.
 	Cursors []string
@@ -121,6 +127,10 @@ type Buffer struct {
 	sparing int
 	direct  bool // chunks are written and read with O_DIRECT
 
+	ids        idTable
+	pendingIDs map[id]*group // where an id is before it is durable
+
+	idLog idLog // the committer's own, but for its key
 	// active is the open file of the last chunk; the committer's own.
 	active File
 
@@ -141,6 +151,12 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 	if opt.TotalLimit == 0 {
 		opt.TotalLimit = DefaultTotalLimit
 	}
+	if opt.DedupeWindow == 0 {
+		opt.DedupeWindow = DefaultDedupeWindow
+	}
+	if opt.DedupeAge == 0 {
+		opt.DedupeAge = DefaultDedupeAge
+	}
 	if opt.Log == nil {
 		opt.Log = zap.NewNop()
 	}
@@ -152,6 +168,9 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 		chunkLimit:  min(opt.ChunkLimit, max(opt.TotalLimit/8, minChunk)),
 		completions: make(chan *group, completionQueue),
 	}
+	b.ids = idTable{window: opt.DedupeWindow, age: opt.DedupeAge}
+	b.pendingIDs = map[id]*group{}
+	b.idLog.b = b
 	b.work.L, b.room.L = &b.mu, &b.mu
 	b.seed = rand.Uint32()
 	b.next = b.newGroup()
@@ -225,6 +244,7 @@ func (b *Buffer) closeFiles() error {
 		errs = append(errs, b.active.Close())
 		b.active = nil
 	}
+	errs = append(errs, b.idLog.close())
 	for _, c := range b.cursors {
 		errs = append(errs, c.close())
 	}

@@ -361,6 +361,7 @@ func TestOldestAge(t *testing.T) {
 	append1 := func(received time.Time) {
 		o := newOutcome()
 		e := entry(1, 10)
+		e.ChunkID = nil
 		e.Received = received
 		if err := b.Append(t.Context(), e, o); err != nil {
 			t.Fatal(err)

@@ -56,6 +56,7 @@ func (b *Buffer) completeLoop() {
 		for _, w := range g.waiters {
 			w.Done(g.err)
 		}
+		g.tellTwins()
 		b.recycle(g)
 	}
 }
@@ -124,6 +125,7 @@ func (b *Buffer) committed(g *group, c *chunk, length int64, took time.Duration)
 	c.events += g.events
 	b.total = b.total.plus(tally{length, g.entries, g.events})
 	b.current = nil
+	b.settle(g, true)
 	b.stats.observe(took)
 	b.stats.commits++
 	b.stats.bytes += uint64(length)
@@ -145,6 +147,7 @@ func (b *Buffer) failed(g *group) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.current = nil
+	b.settle(g, false)
 	b.room.Broadcast()
 	b.stats.failedCommits++
 	b.stats.failedEntries += g.entries
@@ -255,6 +258,7 @@ func (b *Buffer) closeActive(c *chunk) {
 		b.log.Warn("chunk not closed", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
 	}
 	b.active = nil
+	b.saveIDs(c.seq) // before the chunk can be delivered and go
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c.sealed = true

@@ -3,6 +3,7 @@ package buffer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -68,21 +69,32 @@ func (p *promise) check(m *memFS, o Options) error {
 			return fmt.Errorf("cursor %s: entries up to %d, %d were acked, %d begun", c.name, at, p.acked, p.begun)
 		}
 	}
-	// It goes on working.
-	o2 := newOutcome()
-	if err := b.Append(context.Background(), entry(0, 10), o2); err != nil {
-		return err
+	// It goes on working, and takes nothing twice that was acked.
+	store := func(n int) error {
+		o := newOutcome()
+		if err := b.Append(context.Background(), entry(n, 10), o); err != nil {
+			return err
+		}
+		return <-o
 	}
-	if err := <-o2; err != nil {
+	for n := range p.acked {
+		if err := store(n); !errors.Is(err, ErrDuplicate) {
+			return fmt.Errorf("entry %d of %d that were acked, again: %v", n, p.acked, err)
+		}
+	}
+	if err := store(fresh); err != nil {
 		return err
 	}
 	for _, c := range b.Stats().Cursors {
-		if c.Recovered+entryEvents(0) != c.Delivered+c.Remaining.Events || c.Remaining.Events != entryEvents(0) {
+		if c.Recovered+entryEvents(fresh) != c.Delivered+c.Remaining.Events || c.Remaining.Events != entryEvents(fresh) {
 			return fmt.Errorf("balance: %+v", c)
 		}
 	}
 	return nil
 }
+
+// fresh is the number of an entry that no workload has.
+const fresh = 1 << 30
 
 func entryEvents(n int) uint64 { return uint64(entry(n, 0).Events) }
 

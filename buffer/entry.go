@@ -100,31 +100,45 @@ func (e *Entry) encode(w *segmentWriter, seed uint32) {
 	}
 }
 
-// decodeEntry reads the entry at the start of p, which belongs to a commit with
-// that seed, and its payload, without copying. With errEntryPayload, n and the
-// entry's head are valid all the same.
-func decodeEntry(p []byte, seed uint32) (e Entry, body []byte, n int, err error) {
-	if len(p) < entryHead {
-		return e, nil, 0, errEntryHead
+// entryMeta is the length of an entry's head with tag and chunk id, by the first
+// entryHead bytes of p.
+func entryMeta(p []byte) int64 {
+	le := binary.LittleEndian
+	return entryHead + int64(le.Uint16(p[12:])) + int64(le.Uint16(p[14:]))
+}
+
+// decodeEntryHead reads the head, tag and chunk id at the start of p, which
+// belong to a commit with that seed, without copying. n is the length of the whole
+// entry.
+func decodeEntryHead(p []byte, seed uint32) (e Entry, n int64, err error) {
+	if len(p) < entryHead || entryMeta(p) > int64(len(p)) {
+		return e, 0, errEntryHead
 	}
 	le := binary.LittleEndian
-	payload := int64(le.Uint32(p[8:]))
-	tag, id := int64(le.Uint16(p[12:])), int64(le.Uint16(p[14:]))
-	if entryHead+tag+id+payload > int64(len(p)) {
-		return e, nil, 0, errEntryHead
-	}
-	meta := p[entryHead : entryHead+tag+id]
+	tag := int(le.Uint16(p[12:]))
+	meta := p[entryHead:entryMeta(p)]
 	crc := crc32.Update(seed, castagnoli, p[4:entryHead])
 	if crc32.Update(crc, castagnoli, meta) != le.Uint32(p) {
-		return e, nil, 0, errEntryHead
+		return e, 0, errEntryHead
 	}
 	e.Tag, e.ChunkID = meta[:tag:tag], meta[tag:]
 	e.Events = int(le.Uint32(p[16:]))
 	e.Flags = Flags(le.Uint16(p[20:]))
 	e.Received = time.Unix(0, int64(le.Uint64(p[24:])))
-	body = p[entryHead+tag+id:][:payload:payload]
-	n = int(entryHead + tag + id + payload)
-	if crc32.Checksum(body, castagnoli) != le.Uint32(p[4:]) {
+	return e, entryMeta(p) + int64(le.Uint32(p[8:])), nil
+}
+
+// decodeEntry reads the entry at the start of p, which belongs to a commit with
+// that seed, and its payload, without copying. With errEntryPayload, n and the
+// entry's head are valid all the same.
+func decodeEntry(p []byte, seed uint32) (e Entry, body []byte, n int, err error) {
+	e, size, err := decodeEntryHead(p, seed)
+	if err != nil || size > int64(len(p)) {
+		return e, nil, 0, errEntryHead
+	}
+	n = int(size)
+	body = p[entryMeta(p):n:n]
+	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(p[4:]) {
 		return e, nil, n, errEntryPayload
 	}
 	return e, body, n, nil

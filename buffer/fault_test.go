@@ -152,8 +152,8 @@ func TestDiskFull(t *testing.T) {
 	m.mu.Lock()
 	m.space = 0
 	m.mu.Unlock()
-	for range 3 {
-		if err := try(t, b, 0, 50_000); !errors.Is(err, syscall.ENOSPC) {
+	for n := range 3 {
+		if err := try(t, b, fresh+n, 50_000); !errors.Is(err, syscall.ENOSPC) {
 			t.Fatalf("stored on a full disk: %v", err)
 		}
 	}

@@ -21,10 +21,12 @@ func (b *Buffer) recover(ctx context.Context) error {
 	}
 	var seqs []uint64
 	var spares []string
+	var ids []uint64
 	for _, name := range names {
 		seq, isChunk := chunkSeq(name)
 		old, isOld := chunkSeq(strings.TrimSuffix(name, damagedSuffix))
 		cursor, isCur := isCursor(name)
+		number, isIDs := idFileNumber(name)
 		switch {
 		case isChunk:
 			seqs = append(seqs, seq)
@@ -39,6 +41,8 @@ func (b *Buffer) recover(ctx context.Context) error {
 			if err := b.fs.Remove(filepath.Join(b.opt.Dir, name)); err != nil {
 				return err
 			}
+		case isIDs:
+			ids = append(ids, number)
 		case isSpare(name):
 			spares = append(spares, name)
 		case isCur, name == lockName:
@@ -64,6 +68,9 @@ func (b *Buffer) recover(ctx context.Context) error {
 	}
 	if len(seqs) > 0 {
 		b.lastSeq = max(b.lastSeq, seqs[len(seqs)-1])
+	}
+	if err := b.recoverIDs(ids); err != nil {
+		return err
 	}
 	for _, name := range b.opt.Cursors {
 		if err := b.recoverCursor(name); err != nil {

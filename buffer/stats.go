@@ -27,6 +27,7 @@ type counters struct {
 	entries, failedEntries uint64
 	events, bytes          uint64
 	droppedChunks          uint64
+	duplicates             uint64
 	peakBacklog            int64
 	peakPending            int64
 	latency                [len(commitBounds) + 1]uint64
@@ -67,6 +68,10 @@ type Stats struct {
 	Commits, FailedCommits       uint64
 	Entries, Events, Bytes       uint64
 	FailedEntries, DroppedChunks uint64
+	// Duplicates counts entries that were stored already and came again; none of
+	// the other figures has them. IDs is how many ids are remembered.
+	Duplicates uint64
+	IDs        int
 	// Latency is the time of write and fdatasync.
 	Latency Latency
 	// Failing is why storing does not work at the moment, and since when; nil if
@@ -116,6 +121,7 @@ func (b *Buffer) Stats() Stats {
 		Commits: c.commits, FailedCommits: c.failedCommits,
 		Entries: c.entries, Events: c.events, Bytes: c.bytes,
 		FailedEntries: c.failedEntries, DroppedChunks: c.droppedChunks,
+		Duplicates: c.duplicates, IDs: b.ids.count,
 		Failing: c.failing, FailingSince: c.failingSince,
 	}
 	for _, g := range []*group{b.next, b.current} {

@@ -19,7 +19,9 @@ func (s *session) complete(m *Message, err error) {
 	now := time.Now()
 	srv.counters.observe(now.Sub(m.Received))
 	s.peer.done(m, err, now)
-	if err == nil {
+	if err == nil && m.Duplicate {
+		srv.counters.duplicates.Add(1)
+	} else if err == nil {
 		if m.Events > 0 || m.Invalid == nil {
 			srv.counters.messages[m.Mode].Add(1)
 			srv.counters.events[m.Mode].Add(uint64(m.Events))

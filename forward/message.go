@@ -67,6 +67,9 @@ type Message struct {
 	// taken; nil if all of it is. It must be kept before Done is called with nil,
 	// or it is lost. Events may be 0 then, and Payload empty.
 	Invalid *Invalid
+	// Duplicate may be set by the handler before Done(nil): the message was stored
+	// before and is not stored again. It is acked, and counted as nothing else.
+	Duplicate bool
 
 	session *session
 	wantAck bool

@@ -116,10 +116,12 @@ func (p *peer) done(m *Message, err error, now time.Time) {
 	if err != nil {
 		return
 	}
-	if m.Invalid != nil {
+	if m.Duplicate {
+		p.resends.Add(1)
+	} else if m.Invalid != nil {
 		p.invalid.Add(1)
 	}
-	if m.Events > 0 || m.Invalid == nil {
+	if !m.Duplicate && (m.Events > 0 || m.Invalid == nil) {
 		p.messages.Add(1)
 		p.events.Add(uint64(m.Events))
 		p.bytes.Add(uint64(m.Size))

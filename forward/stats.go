@@ -32,6 +32,8 @@ type Stats struct {
 	// InFlight counts messages handed to the handler and not Done.
 	InFlight int64
 	Acks     uint64
+	// Duplicates counts messages that were stored before and came again.
+	Duplicates uint64
 	// Heartbeats by transport: connect, nil, udp.
 	Heartbeats map[string]uint64
 	// Unanswered counts UDP heartbeats that came while messages could not be
@@ -67,7 +69,7 @@ type counters struct {
 	halfClosed                         atomic.Uint64
 	messages, events, bytes            [modes]atomic.Uint64
 	inFlight                           atomic.Int64
-	acks                               atomic.Uint64
+	acks, duplicates                   atomic.Uint64
 	connectBeats, nilBeats, udpBeats   atomic.Uint64
 	unanswered                         atomic.Uint64 // UDP heartbeats
 	refusedEvents                      atomic.Uint64
@@ -118,6 +120,7 @@ func (s *Server) Stats() Stats {
 		Bytes:           map[string]uint64{},
 		InFlight:        c.inFlight.Load(),
 		Acks:            c.acks.Load(),
+		Duplicates:      c.duplicates.Load(),
 		Heartbeats: map[string]uint64{
 			"connect": c.connectBeats.Load(), "nil": c.nilBeats.Load(), "udp": c.udpBeats.Load(),
 		},

@@ -44,6 +44,10 @@ func openMatch(ctx context.Context, c *config.Match, stdout io.Writer, log *zap.
 	case "drop_oldest_chunk":
 		o.Overflow = buffer.OverflowDropOldest
 	}
+	o.DedupeWindow, o.DedupeAge = c.Buffer.DedupeWindow, c.Buffer.DedupeAge
+	if c.Buffer.DedupeWindow == 0 {
+		o.DedupeWindow = -1 // none
+	}
 	if c.Buffer.NoSync {
 		o.Durability = buffer.NoSync
 	}
@@ -159,10 +163,11 @@ func (r *route) Handle(ctx context.Context, m *forward.Message) {
 	var waiter buffer.Waiter = storing{m}
 	if m.Invalid != nil {
 		part, err := r.matches[c].reject(m)
-		if err != nil || m.Events == 0 {
+		if err != nil || m.Events == 0 && len(m.Chunk) == 0 {
 			m.Done(refusal(err))
 			return
 		}
+		// Without any events as well, so that its id is known when it comes again.
 		waiter = part
 	}
 	e := buffer.Entry{Tag: m.Tag, ChunkID: m.Chunk, Received: m.Received, Events: m.Events, Payload: m.Payload}
@@ -187,6 +192,15 @@ func (m *match) reject(msg *forward.Message) (storingRest, error) {
 	return storingRest{msg, rejectedDir(m.config), id}, err
 }
 
+// stored tells the message's session the buffer's outcome.
+func stored(m *forward.Message, err error) {
+	if errors.Is(err, buffer.ErrDuplicate) {
+		m.Duplicate = true
+		err = nil
+	}
+	m.Done(refusal(err))
+}
+
 // storingRest is storing for a message of which a part is in the quarantine
 // already.
 type storingRest struct {
@@ -194,20 +208,25 @@ type storingRest struct {
 	dir, id string
 }
 
-// Done implements buffer.Waiter. What is not stored comes again as a whole: its
-// part in the quarantine would be there twice.
+// Done implements buffer.Waiter. What is not stored comes again as a whole, and
+// what is stored already has come before: its part in the quarantine would be
+// there twice.
 func (s storingRest) Done(err error) {
-	if err != nil {
-		err = errors.Join(err, quarantine.Remove(s.dir, s.id))
+	if err == nil {
+		s.m.Done(nil)
+		return
 	}
-	s.m.Done(refusal(err))
+	if failed := quarantine.Remove(s.dir, s.id); failed != nil && !errors.Is(err, buffer.ErrDuplicate) {
+		err = errors.Join(err, failed)
+	}
+	stored(s.m, err)
 }
 
 // storing passes the buffer's outcome on with a reason to count it under.
 type storing struct{ m *forward.Message }
 
 // Done implements buffer.Waiter.
-func (s storing) Done(err error) { s.m.Done(refusal(err)) }
+func (s storing) Done(err error) { stored(s.m, err) }
 
 // Reasons for which weir refuses to store a message.
 const (

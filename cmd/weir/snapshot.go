@@ -86,6 +86,7 @@ func (s *server) addSource(snap *status.Snapshot, src *source) {
 	t.InvalidEvents += st.InvalidEvents
 	t.NilRecords += st.NilRecords
 	t.Acks += st.Acks
+	t.Duplicates += st.Duplicates
 	t.Connections["accepted"] += st.Accepted - st.Refused
 	t.Connections["refused"] += st.Refused
 	t.Connections["handshake_failed"] += st.HandshakeFailed

@@ -55,9 +55,15 @@ type Buffer struct {
 	TotalLimit int64
 	Overflow   string // overflow_action
 	NoSync     bool   // durability none
+	// DedupeWindow chunk ids are remembered for DedupeAge; 0 for none.
+	DedupeWindow int
+	DedupeAge    time.Duration
 	// RejectedLimit is the size of the quarantine in bytes.
 	RejectedLimit int64
 }
+
+// maxDedupeWindow keeps a buffer's memory of chunk ids below 3 GB.
+const maxDedupeWindow = 100_000_000
 
 // Output is a <match>, a <store> or a <secondary> as an output plugin.
 type Output struct {
@@ -320,6 +326,13 @@ func (b *builder) match(n *node, label string) *Match {
 		Path: storage.str("path"), ChunkLimit: storage.num("chunk_limit_size"), TotalLimit: storage.num("total_limit_size"),
 		Overflow: storage.str("overflow_action"), NoSync: storage.str("durability") == "none",
 		RejectedLimit: storage.num("rejected_limit_size"),
+		DedupeWindow:  int(storage.num("dedupe_window")), DedupeAge: time.Duration(storage.num("dedupe_age")),
+	}
+	if w := m.Buffer.DedupeWindow; w < 0 || w > maxDedupeWindow {
+		b.fail(storage.values["dedupe_window"].pos, "dedupe_window must be from 0 (nothing is remembered) to %d", maxDedupeWindow)
+	}
+	if m.Buffer.DedupeWindow > 0 && m.Buffer.DedupeAge < time.Second {
+		b.fail(storage.values["dedupe_age"].pos, "dedupe_age must be at least 1s; dedupe_window 0 turns it off")
 	}
 	if storage.str("@type") == "memory" {
 		b.warn(storage.values["@type"].pos, "the buffer is kept in files, not in memory: an ack means that the events are on disk")

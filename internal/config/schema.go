@@ -127,7 +127,6 @@ func sourceSection() *section {
 			{name: "proxy_protocol_from", doc: "networks of the load balancers, such as 10.0.0.0/8,192.0.2.1"},
 			{name: "listeners", kind: kindInt, status: later},
 			{name: "max_connection_age", kind: kindTime, def: "0s", doc: "close older connections between two messages, so that senders find new servers; 0 for never"},
-			{name: "dedupe_window", status: later},
 		}), children: []*section{
 			transportSection(),
 			{name: "security", single: true, params: []spec{
@@ -270,6 +269,8 @@ func bufferSection(storage, delivery bool) *section {
 			spec{name: "overflow_action", kind: kindEnum, def: "throw_exception", values: []string{"throw_exception", "block", "drop_oldest_chunk"}, doc: "what to do beyond total_limit_size: no ack, stop reading, or drop"},
 			spec{name: "rejected_limit_size", kind: kindSize, def: "256m", doc: "bytes of the quarantine of what can never be taken; the oldest makes room"},
 			spec{name: "durability", kind: kindEnum, def: "fsync", values: []string{"fsync", "none"}, doc: "none acks what is written and not synced"},
+			spec{name: "dedupe_window", kind: kindInt, def: "1000000", doc: "how many chunk ids are remembered, so that what is sent again is not stored again; 0 for none"},
+			spec{name: "dedupe_age", kind: kindTime, def: "1h", doc: "how long they are remembered"},
 			spec{name: "compress", kind: kindEnum, status: ignored, values: []string{"text", "gzip", "zstd"}, doc: "payloads are stored as they came"},
 			spec{name: "chunk_limit_records", kind: kindInt, status: ignored},
 			spec{name: "chunk_full_threshold", kind: kindFloat, status: ignored},

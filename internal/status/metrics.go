@@ -46,6 +46,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	e.counters("weir_received_events_total", "Events of stored messages, by mode.", "mode", t.Events)
 	e.counters("weir_received_bytes_total", "Payload bytes of stored messages as sent (compressed where the sender compressed), by mode.", "mode", t.Bytes)
 	e.counter("weir_acks_total", "Acks sent.", float64(t.Acks))
+	e.counter("weir_duplicate_chunks_total", "Messages whose chunk id was stored before: acked again, not stored again.", float64(t.Duplicates))
 	e.counters("weir_heartbeats_total", "Heartbeats, by transport: connect, nil or udp.", "transport", t.Heartbeats)
 	e.counters("weir_connections_total", "Connections, by result.", "result", t.Connections)
 	e.counters("weir_refused_messages_total", "Messages neither stored nor acked, by reason.", "reason", t.Refused)

@@ -123,6 +123,9 @@ type Traffic struct {
 	Events   map[string]uint64 `json:"events"`
 	Bytes    map[string]uint64 `json:"bytes"`
 	Acks     uint64            `json:"acks"`
+	// Duplicates counts messages that were stored before and came again; they are
+	// in none of the above but Acks.
+	Duplicates uint64 `json:"duplicates"`
 	// Heartbeats by transport: connect, nil, udp.
 	Heartbeats map[string]uint64 `json:"heartbeats"`
 	// Connections by result: accepted, refused, handshake_failed, half_closed. half_closed.

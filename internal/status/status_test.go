@@ -222,7 +222,7 @@ func TestWriteText(t *testing.T) {
 		"accept  0.0.0.0:24224    64       128       50%   0       129      371      -\n",
 		"buffer  app.**           1.5 KiB  64.0 GiB  0%    0 B     4.0 MiB  0        2.5s\n",
 		"retry 3 in 30s",
-		"received: 100 events in 2 messages, 4.9 KiB; 2 acks; heartbeats: connect 1, udp 7\n",
+		"received: 100 events in 2 messages, 4.9 KiB; 2 acks; 0 sent again; heartbeats: connect 1, udp 7\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("lacks %q:\n%s", want, got)

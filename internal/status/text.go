@@ -63,8 +63,8 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	t.flush()
 
 	tr := s.Traffic
-	fmt.Fprintf(b, "\nreceived: %d events in %d messages, %s; %d acks; heartbeats: %s\n",
-		total(tr.Events), total(tr.Messages), amount(int64(total(tr.Bytes)), queue.UnitBytes), tr.Acks, counts(tr.Heartbeats))
+	fmt.Fprintf(b, "\nreceived: %d events in %d messages, %s; %d acks; %d sent again; heartbeats: %s\n",
+		total(tr.Events), total(tr.Messages), amount(int64(total(tr.Bytes)), queue.UnitBytes), tr.Acks, tr.Duplicates, counts(tr.Heartbeats))
 	fmt.Fprintf(b, "connections: %s; refused messages: %s\n", counts(tr.Connections), counts(tr.Refused))
 	writeQuarantines(b, s)
 

@@ -1,0 +1,296 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// TestIDTable checks the table against a plain list, over many turns of a small
+// window.
+func TestIDTable(t *testing.T) {
+	table := idTable{window: 50, age: 100 * time.Second}
+	var model []stamped
+	now := uint32(1000)
+	for n := range 20_000 {
+		var x stamped
+		// Few different slots, so that they collide.
+		binary.LittleEndian.PutUint32(x.id[:], uint32(n*7919%37))
+		binary.LittleEndian.PutUint32(x.id[8:], uint32(n*31%300))
+		now += uint32(n % 3 / 2)
+		x.at = now
+		known := false
+		for len(model) > 0 && model[0].at < now-100 {
+			model = model[1:]
+		}
+		for _, m := range model {
+			known = known || m.id == x.id
+		}
+		if got := table.has(x.id, time.Unix(int64(now), 0)); got != known {
+			t.Fatalf("step %d: has = %v, want %v", n, got, known)
+		}
+		if known {
+			continue
+		}
+		if len(model) == 50 {
+			model = model[1:]
+		}
+		model = append(model, x)
+		table.add(x)
+		if table.count != len(model) {
+			t.Fatalf("step %d: %d ids, want %d", n, table.count, len(model))
+		}
+	}
+}
+
+// TestIDMemory holds the memory of an id to what the documentation says.
+func TestIDMemory(t *testing.T) {
+	table := idTable{window: DefaultDedupeWindow, age: time.Hour}
+	var key idKey
+	var n [8]byte
+	for i := range DefaultDedupeWindow {
+		binary.LittleEndian.PutUint64(n[:], uint64(i))
+		table.add(stamped{key.id([]byte("tag"), n[:]), 1})
+	}
+	bytes := cap(table.ring)*int(unsafe.Sizeof(stamped{})) + cap(table.index)*4
+	if per := float64(bytes) / float64(table.count); table.count != DefaultDedupeWindow || per > 29 {
+		t.Errorf("%d ids take %.1f bytes each, want 29 at most", table.count, per)
+	}
+}
+
+// again appends entry n once more and returns its outcome.
+func again(t *testing.T, b *Buffer, n int) error {
+	t.Helper()
+	return try(t, b, n, 100)
+}
+
+func requireDuplicates(t *testing.T, b *Buffer, first, last int) {
+	t.Helper()
+	for n := first; n < last; n++ {
+		if err := again(t, b, n); !errors.Is(err, ErrDuplicate) {
+			t.Fatalf("entry %d again: %v, want ErrDuplicate", n, err)
+		}
+	}
+}
+
+// TestDedupe: what was stored is known again while it waits, when it is
+// delivered and its chunk used again, and after restarts.
+func TestDedupe(t *testing.T) {
+	for _, dir := range []string{"", t.TempDir()} {
+		o := Options{Dir: dir, ChunkLimit: 4 * BlockSize}
+		if dir == "" {
+			o.Dir, o.FS = "/b", newMemFS()
+		}
+		b := open(t, o)
+		put(t, b, 0, 20, 100)
+		requireDuplicates(t, b, 0, 20)
+		if s := b.Stats(); s.Duplicates != 20 || s.Entries != 20 || s.IDs != 20 {
+			t.Errorf("%+v, want 20 duplicates of 20 entries", s)
+		}
+		closeBuffer(t, b)
+		b = open(t, o)
+		requireDuplicates(t, b, 0, 20)
+		take(t, b, "out", 0, 20, 100, 1<<20)
+		requireDuplicates(t, b, 0, 20)
+		put(t, b, 20, 40, 100)
+		take(t, b, "out", 20, 20, 100, 1<<20)
+		if s := b.Stats(); s.Spares != maxSpares {
+			t.Errorf("%d spare files, want %d", s.Spares, maxSpares)
+		}
+		for range 3 {
+			closeBuffer(t, b)
+			b = open(t, o)
+			requireDuplicates(t, b, 0, 40)
+		}
+		requireEmpty(t, b, "out")
+		requireBalance(t, b)
+		// The same id with another tag, and none at all, are other entries.
+		e := entry(3, 100)
+		e.Tag = []byte("other")
+		plain := entry(3, 100)
+		plain.ChunkID = nil
+		for _, e := range []*Entry{e, plain, plain} {
+			o := newOutcome()
+			if err := b.Append(t.Context(), e, o); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.wait(t); err != nil {
+				t.Fatal(err)
+			}
+		}
+		closeBuffer(t, b)
+	}
+}
+
+// TestDedupeWindow: no more than the window is remembered, in memory, on disk
+// and after restarts; and no longer than the age.
+func TestDedupeWindow(t *testing.T) {
+	m := newMemFS()
+	o := Options{Dir: "/b", FS: m, ChunkLimit: 2 * BlockSize, DedupeWindow: 10}
+	b := open(t, o)
+	for range 5 {
+		first := int(b.lastSeq) * 1000
+		put(t, b, first, first+50, 100)
+		requireDuplicates(t, b, first+40, first+50)
+		files := 0
+		for name := range m.names {
+			if strings.Contains(name, idPrefix) {
+				files++
+			}
+		}
+		if files > 7 {
+			t.Errorf("%d files of ids for a window of 10", files)
+		}
+		closeBuffer(t, b)
+		b = open(t, o)
+		requireDuplicates(t, b, first+40, first+50)
+		if err := again(t, b, first+30); err != nil {
+			t.Fatalf("beyond the window: %v", err)
+		}
+	}
+	closeBuffer(t, b)
+	o.DedupeWindow, o.DedupeAge = 0, time.Nanosecond
+	b = open(t, o)
+	put(t, b, 1<<20, 1<<20+1, 10)
+	time.Sleep(time.Until(time.Unix(time.Now().Unix()+1, 1e6))) // ages are in seconds
+	put(t, b, 1<<20, 1<<20+1, 10)
+	closeBuffer(t, b)
+	o.DedupeWindow = -1
+	b = open(t, o)
+	put(t, b, 2, 3, 10)
+	put(t, b, 2, 3, 10)
+	for name := range m.names {
+		if strings.Contains(name, idPrefix) {
+			t.Errorf("%s is left although no ids are remembered", name)
+		}
+	}
+}
+
+// TestDedupeTwins: an entry whose twin is being committed shares its outcome.
+func TestDedupeTwins(t *testing.T) {
+	for _, failure := range []error{nil, syscall.EIO} {
+		m := newMemFS()
+		b := open(t, Options{Dir: "/b", FS: m})
+		put(t, b, 100, 101, 10)
+		under, hold := make(chan struct{}), make(chan struct{})
+		once := true
+		m.mu.Lock()
+		m.fail = func(op, _ string) error {
+			if op != "write" || !once {
+				return nil
+			}
+			once = false
+			m.mu.Unlock()
+			close(under)
+			<-hold
+			m.mu.Lock()
+			return failure
+		}
+		m.mu.Unlock()
+		first, twin, third := newOutcome(), newOutcome(), newOutcome()
+		for i, o := range []outcome{first, twin, third} {
+			if err := b.Append(t.Context(), entry(1, 10), o); err != nil {
+				t.Fatal(err)
+			}
+			if i == 0 {
+				<-under
+			}
+		}
+		select {
+		case err := <-twin:
+			t.Fatalf("the twin's outcome came before the first's commit: %v", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+		close(hold)
+		want := error(ErrDuplicate)
+		if failure != nil {
+			want = failure
+		}
+		if err := first.wait(t); !errors.Is(err, failure) {
+			t.Fatal(err)
+		}
+		for _, o := range []outcome{twin, third} {
+			if err := o.wait(t); !errors.Is(err, want) {
+				t.Fatalf("twin: %v, want %v", err, want)
+			}
+		}
+		if err := again(t, b, 1); failure == nil != errors.Is(err, ErrDuplicate) {
+			t.Fatalf("again: %v", err)
+		}
+		requireBalance(t, b)
+	}
+}
+
+// TestDedupeLogDamage: what of the log is not readable costs ids and nothing
+// else; one that cannot be written is written later.
+func TestDedupeLogDamage(t *testing.T) {
+	m := newMemFS()
+	o := Options{Dir: "/b", FS: m, ChunkLimit: 3 * BlockSize}
+	b := open(t, o)
+	m.mu.Lock()
+	m.fail = failNth("write", idPrefix, 1, 3, syscall.ENOSPC)
+	m.mu.Unlock()
+	put(t, b, 0, 30, 100)
+	take(t, b, "out", 0, 30, 100, 1<<20)
+	closeBuffer(t, b)
+	b = open(t, o)
+	requireDuplicates(t, b, 0, 30)
+	closeBuffer(t, b)
+	for name, f := range m.names {
+		if strings.Contains(name, idPrefix) {
+			f.data = f.data[:len(f.data)-5]
+		}
+	}
+	b = open(t, o)
+	if n := b.Stats().IDs; n < 20 || n >= 30 {
+		t.Errorf("%d ids after the last record was damaged", n)
+	}
+	put(t, b, 30, 40, 100)
+	take(t, b, "out", 30, 10, 100, 1<<20)
+	closeBuffer(t, b)
+	for name, f := range m.names {
+		if strings.Contains(name, idPrefix) {
+			clear(f.data[:10])
+		}
+	}
+	b = open(t, o)
+	put(t, b, 40, 50, 100)
+	requireDuplicates(t, b, 40, 50)
+}
+
+// BenchmarkOpenWithIDs opens a buffer that remembers a million ids.
+func BenchmarkOpenWithIDs(b *testing.B) {
+	o := Options{Dir: b.TempDir(), Cursors: []string{"c"}}
+	buf, err := Open(b.Context(), o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var n [8]byte
+	for i := range DefaultDedupeWindow {
+		binary.LittleEndian.PutUint64(n[:], uint64(i))
+		buf.ids.add(stamped{buf.idLog.key.id(nil, n[:]), uint32(time.Now().Unix())})
+		if i%100_000 == 99_999 {
+			if err := buf.idLog.save(uint64(i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err := buf.Close(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if buf, err = Open(b.Context(), o); err != nil {
+			b.Fatal(err)
+		}
+		if n := buf.Stats().IDs; n != DefaultDedupeWindow {
+			b.Fatalf("%d ids", n)
+		}
+		if err := buf.Close(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
