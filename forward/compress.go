@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
@@ -17,12 +18,22 @@ const (
 	inflateWindow = 64 << 10
 	// maxZstdWindow bounds the memory that a zstd frame can ask for.
 	maxZstdWindow = 8 << 20
+	// zstdPerCPU is how many zstd payloads are decompressed at once, for each
+	// CPU. Their windows are beside the memory budget, and decompressing waits for
+	// nothing but a CPU: more at once would only take more memory. It is more than
+	// one so that a small payload need not wait for all of a large one.
+	zstdPerCPU = 2
 )
 
 // inflater checks compressed payloads piece by piece; it never holds a whole
 // decompressed payload. Its decompressors are pooled.
 type inflater struct {
 	gzip, zstd sync.Pool
+	slots      chan struct{} // of zstd
+}
+
+func newInflater() inflater {
+	return inflater{slots: make(chan struct{}, zstdPerCPU*runtime.GOMAXPROCS(0))}
 }
 
 // window is one pooled decompressor with what belongs to it.
@@ -105,6 +116,9 @@ func (t *limited) Read(p []byte) (int, error) {
 
 // open returns a pooled window and the decompressed payload.
 func (f *inflater) open(payload []byte, c Compression) (w *window, r io.Reader, err error) {
+	if c == Zstd {
+		f.slots <- struct{}{}
+	}
 	w, _ = f.pool(c).Get().(*window)
 	if w == nil {
 		w = &window{}
@@ -135,6 +149,9 @@ func (f *inflater) open(payload []byte, c Compression) (w *window, r io.Reader, 
 func (f *inflater) close(w *window, c Compression) {
 	w.src.Reset(nil)
 	f.pool(c).Put(w)
+	if c == Zstd {
+		<-f.slots
+	}
 }
 
 func (f *inflater) pool(c Compression) *sync.Pool {

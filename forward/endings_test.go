@@ -18,7 +18,7 @@ import (
 func TestHalfClosed(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		h := &parked{}
-		c := Config{Handler: h}
+		c := Config{Handler: h, busyGrace: busyGrace}
 		r := serve(t, c)
 		if secure {
 			c.TLS = serverTLS(t)
@@ -80,7 +80,7 @@ func (h *blocking) Handle(ctx context.Context, m *Message) {
 // has sent without asking for acks is read later, all of it.
 func TestHalfClosedUnread(t *testing.T) {
 	h := &blocking{begun: make(chan struct{}, 1), release: make(chan struct{})}
-	r := serve(t, Config{Handler: h})
+	r := serve(t, Config{Handler: h, busyGrace: busyGrace})
 	conn := r.dial()
 	message := pack([]any{"t", stream(100)})
 	// More than one read takes, and little enough for the kernel's receive

@@ -38,6 +38,9 @@ func serve(t *testing.T, c Config) *running {
 	if c.Log == nil {
 		c.Log = zaptest.NewLogger(t)
 	}
+	if c.busyGrace == 0 { // talk closes its side at once, and the machine may be slow
+		c.busyGrace = 15 * time.Second
+	}
 	srv, err := NewServer(c)
 	if err != nil {
 		t.Fatal(err)

@@ -157,7 +157,7 @@ func FuzzDecompress(f *testing.F) {
 	f.Add(gzipped(stream(3)), true)
 	f.Add(gzipped(stream(3), stream(2)), true)
 	f.Add(zstandard(stream(3)), false)
-	var in inflater
+	in := newInflater()
 	f.Fuzz(func(t *testing.T, p []byte, isGzip bool) {
 		c := Zstd
 		if isGzip {

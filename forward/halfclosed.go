@@ -32,7 +32,7 @@ func (s *Server) watchHalfClosed() {
 		case now := <-t.C:
 			s.mu.Lock()
 			for ses := range s.sessions {
-				if since := ses.busySince.Load(); since > 0 && now.UnixNano()-since > int64(busyGrace) {
+				if since := ses.busySince.Load(); since > 0 && now.UnixNano()-since > int64(s.config.busyGrace) {
 					ses.endIfHalfClosed()
 				}
 			}

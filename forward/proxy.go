@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -56,8 +57,8 @@ func (s *session) readProxyHeader() error {
 	switch {
 	case err == nil:
 		sender, err = proxySender(head)
-	case errors.Is(err, io.EOF) && !s.heard:
-		return io.EOF // the balancer's own check
+	case !s.heard && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)):
+		return err // the balancer's own check
 	case errors.Is(err, os.ErrDeadlineExceeded) && s.srv.draining.Load():
 		return errDrained
 	}

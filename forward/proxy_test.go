@@ -108,14 +108,20 @@ func TestProxyNotTrusted(t *testing.T) {
 	}
 }
 
-// TestProxyHealthCheck: a balancer that connects and closes, with a header or
-// without one, is a heartbeat.
+// TestProxyHealthCheck: a balancer that connects and closes or resets, with a
+// header or without one, is a heartbeat.
 func TestProxyHealthCheck(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	r := serve(t, Config{Handler: &senders{}, ProxyNetworks: loopback, Log: zap.New(core)})
 	r.talk(nil)
 	r.talk(proxyV2(proxyproto.LOCAL, "203.0.113.7:5555", 0))
-	eventually(t, "two heartbeats", func() bool { return r.Stats().Heartbeats["connect"] == 2 })
+	reset := r.dial()
+	eventually(t, "the connection is accepted", func() bool { return r.Stats().Accepted == 3 })
+	if err := reset.SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	reset.Close()
+	eventually(t, "three heartbeats", func() bool { return r.Stats().Heartbeats["connect"] == 3 })
 	if logs.Len() != 0 {
 		t.Errorf("log %v", logs.All())
 	}

@@ -101,6 +101,8 @@ type Config struct {
 	// DenyKeepalive closes each connection after its first message, once that is
 	// acked (deny_keepalive).
 	DenyKeepalive bool
+
+	busyGrace time.Duration // see halfclosed.go
 }
 
 // Server receives messages on any number of listeners.
@@ -160,6 +162,7 @@ func NewServer(c Config) (*Server, error) {
 			ratio: c.DecompressionRatioLimit, setAside: c.Quarantine},
 		log:       c.Log,
 		memory:    budget{limit: c.Memory},
+		inflater:  newInflater(),
 		nonce:     randomBytes,
 		names:     names{resolve: net.DefaultResolver.LookupAddr},
 		acksDone:  make(chan struct{}),
@@ -197,6 +200,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.StallTimeout, DefaultStallTimeout)
 	setDefault(&c.MemoryWait, DefaultMemoryWait)
 	setDefault(&c.MinRate, DefaultMinRate)
+	setDefault(&c.busyGrace, busyGrace)
 }
 
 func setDefault[T comparable](v *T, d T) {
