@@ -113,6 +113,7 @@ type Buffer struct {
 	room    sync.Cond // Append waits: the next commit, total_limit_size
 	next    *group    // gathers entries
 	current *group    // is being committed
+	company uint64    // entries that were on their way when the last commit ended
 	chunks  []*chunk  // ascending; the last one may be active
 	total   tally     // what all chunks since Open have held
 	lastSeq uint64

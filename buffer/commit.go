@@ -7,11 +7,39 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
+// Of gather: pauses are short beside a commit, and there is no waiting for
+// company that saves little because the bytes cost more than the commit.
+const (
+	gatherPauses = 3
+	gatherPause  = 30 * time.Microsecond
+	gatherBytes  = 64 << 10
+)
+
+// gather lets those join the next commit that have just been told of the last
+// one and are about to send again: without it they take turns, half of them in
+// each commit, and a small commit costs as much as a large one. Who comes alone
+// never waits. b.mu is held, and released meanwhile.
+func (b *Buffer) gather() {
+	for range gatherPauses {
+		had := b.next.entries
+		if had >= b.company || b.next.size >= gatherBytes || b.closed || b.rotate || b.opt.Durability != Fsync {
+			return
+		}
+		b.mu.Unlock()
+		pause := unix.NsecToTimespec(int64(gatherPause))
+		_ = unix.Nanosleep(&pause, nil) // a Go timer would round up to 1 ms; a signal only shortens it
+		b.mu.Lock()
+		if b.next.entries == had {
+			return
+		}
+	}
+}
+
 // commitLoop makes one commit after the other: whatever gathered while the last
-// one was written is the next, so that no timer is needed and an idle buffer
-// adds no latency.
+// one was written is the next, see also gather.
 func (b *Buffer) commitLoop() {
 	defer close(b.completions)
 	for {
@@ -29,6 +57,7 @@ func (b *Buffer) commitLoop() {
 			b.mu.Unlock()
 			return
 		}
+		b.gather()
 		g := b.next
 		b.next = b.newGroup()
 		b.current = g
@@ -126,6 +155,7 @@ func (b *Buffer) committed(g *group, c *chunk, length int64, took time.Duration)
 	b.total = b.total.plus(tally{length, g.entries, g.events})
 	b.current = nil
 	b.settle(g, true)
+	b.company = g.entries + b.next.entries
 	b.stats.observe(took)
 	b.stats.commits++
 	b.stats.bytes += uint64(length)
