@@ -47,7 +47,7 @@ func (s *session) complete(m *Message, err error) {
 			srv.counters.acks.Add(1)
 			s.peer.acks.Add(1)
 		}
-		srv.recycle(h)
+		s.recycle(h)
 	}
 	wake := len(s.out) > 0 && !s.queued && !s.writing
 	if wake {

@@ -164,7 +164,7 @@ func elements(p []byte) (all [][]byte) {
 // it is: with its valid events, and with the rest as Invalid.
 func (s *session) invalid(ctx context.Context, p []byte, why *Refusal) (*Message, error) {
 	parts := elements(p)
-	m := s.srv.newMessage(s)
+	m := s.newMessage()
 	if len(parts) > 0 {
 		if size, head, ok := stringHeader(parts[0]); ok && size <= maxTag {
 			m.Tag = parts[0][head:]

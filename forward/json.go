@@ -120,7 +120,7 @@ func (s *session) messageOfJSON(p []byte) (*Message, error) {
 	if len(tag) > maxTag {
 		return nil, refuse(ReasonSize, fmt.Errorf("the tag has %d bytes, the limit is %d", len(tag), maxTag))
 	}
-	m := s.srv.newMessage(s)
+	m := s.newMessage()
 	m.Tag = []byte(tag)
 	var stream bytes.Buffer
 	enc := msgpack.NewEncoder(&stream)
@@ -225,7 +225,7 @@ func checkEvent(p []byte, depth int) error {
 
 // invalidJSON makes a Message of a JSON value that cannot be taken.
 func (s *session) invalidJSON(p []byte, why *Refusal) *Message {
-	m := s.srv.newMessage(s)
+	m := s.newMessage()
 	m.Invalid = &Invalid{Reason: why.Reason, Err: why.Err, Kind: InvalidJSON, Data: p}
 	var parts []json.RawMessage
 	if json.Unmarshal(p, &parts) != nil || len(parts) == 0 {

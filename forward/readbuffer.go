@@ -48,6 +48,9 @@ const maxEager = 64 << 10
 // else of what a large buffer has too much for the little that came.
 func (s *session) parkBuffer() {
 	if s.w == s.r {
+		if s.fresh != nil {
+			s.fresh.next = nil // an idle connection keeps one
+		}
 		s.giveBuffer()
 		return
 	}

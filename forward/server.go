@@ -119,7 +119,6 @@ type Server struct {
 	penalties penalties
 	senders   senderTable
 	acks      ackQueue
-	messages  sync.Pool
 	nonce     func(b []byte) // fills b with random bytes
 	tag       []byte         // replaces tags, if not empty
 	tagPrefix []byte         // with its dot
@@ -436,21 +435,32 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// newMessage returns a cleared Message of the session.
-func (s *Server) newMessage(ses *session) *Message {
-	m, _ := s.messages.Get().(*Message)
+// newMessage returns a cleared Message. The reading goroutine takes all that
+// complete has put back at a time.
+func (s *session) newMessage() *Message {
+	if s.fresh == nil {
+		s.mu.Lock()
+		s.fresh, s.free = s.free, nil
+		s.mu.Unlock()
+	}
+	m := s.fresh
 	if m == nil {
 		m = &Message{}
+	} else {
+		s.fresh, m.next = m.next, nil
 	}
-	m.session = ses
-	m.Remote = ses.remote
+	m.session = s
+	m.Remote = s.remote
 	return m
 }
 
-// recycle takes back a message whose outcome is handled.
-func (s *Server) recycle(m *Message) {
-	*m = Message{ack: m.ack[:0]}
-	s.messages.Put(m)
+// recycle takes back a message whose outcome is handled. s.mu is held.
+func (s *session) recycle(m *Message) {
+	*m = Message{ack: m.ack[:0], next: s.free}
+	s.free = m
+	if s.inFlight == 0 {
+		m.next = nil // an idle connection keeps one
+	}
 }
 
 // refused counts and logs a whole message that the handler refused.

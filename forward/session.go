@@ -67,6 +67,8 @@ type session struct {
 	grace     bool       // draining: wait for the rest of a message
 	tag       []byte     // memory of a tag with its prefix
 	injection *injection // made with the first message
+	readAt    time.Time  // of the last read
+	fresh     *Message   // cleared messages
 	readFD    func(fd uintptr) bool
 	readN     int
 	readErr   error
@@ -84,11 +86,12 @@ type session struct {
 	head     *Message  // in flight, in order of arrival
 	tail     *Message
 	inFlight int
-	out      []byte // acks to be written
-	spare    []byte // the other half of a double buffer
-	queued   bool   // the flusher has or will take this session
-	writing  bool   // somebody writes to the connection
-	dead     bool   // the connection cannot be written to
+	free     *Message // cleared messages for fresh
+	out      []byte   // acks to be written
+	spare    []byte   // the other half of a double buffer
+	queued   bool     // the flusher has or will take this session
+	writing  bool     // somebody writes to the connection
+	dead     bool     // the connection cannot be written to
 
 	// Of whoever has set writing; made once, so that a write allocates nothing.
 	writeFD  func(fd uintptr) bool
@@ -226,7 +229,7 @@ func (s *session) validMessage(p []byte) (*Message, error) {
 			return nil, err
 		}
 	}
-	m := s.srv.newMessage(s)
+	m := s.newMessage()
 	payload := ps.payload.of(p)
 	m.Mode, m.Tag = ps.mode, ps.tag.of(p)
 	if o.chunk != nil {
@@ -291,7 +294,10 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", m.Size, s.srv.memory.limit, s.srv.config.MemoryWait))
 	}
 	m.charged += charge
-	m.Received = time.Now()
+	if s.readAt.IsZero() { // it came with the handshake
+		s.readAt = time.Now()
+	}
+	m.Received = s.readAt
 	s.rename(m)
 	s.mu.Lock()
 	for (s.inFlight >= maxInFlight || len(s.out) > maxUnsent) && !s.dead {
@@ -348,6 +354,7 @@ func (s *session) fill(ctx context.Context) error {
 		n, err := s.read(ctx)
 		if n > 0 {
 			s.heard = true
+			s.readAt = time.Now()
 			s.w += n
 			s.largest = max(s.largest, s.w)
 			return nil
