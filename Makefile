@@ -2,7 +2,7 @@
 GO          ?= go
 STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
-BENCHTIME   ?= 1s
+BENCHTIME   ?= 300ms
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .PHONY: build install test unit lint fuzz fuzz-short bench deps clean
@@ -37,8 +37,12 @@ fuzz: ## each fuzz target for FUZZTIME
 fuzz-short: ## each fuzz target for a few seconds
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=3s
 
-bench: ## benchmarks with allocations
-	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
+# About five minutes on two cores. The peer is a module of its own.
+bench: build ## microbenchmarks, then the end-to-end table of docs/performance.md
+	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|JSON|Patch' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/load
+	cd internal/bench/otel && $(GO) build -o ../../../bin/otel .
+	$(GO) build -o bin/bench ./internal/bench
+	bin/bench -weir bin/weir -otel bin/otel
 
 deps: ## what the tests need beside Go, by name from Debian and npm
 	@./internal/e2e/deps.sh

@@ -368,3 +368,21 @@ func hexNumber(p []byte) (v uint32, ok bool) {
 	}
 	return v, true
 }
+
+// Payload is the event stream of one chunk, uncompressed, for measuring what
+// handling it costs elsewhere.
+func Payload(o Options) ([]byte, error) {
+	m, err := newMaker(&o, 0)
+	if err != nil {
+		return nil, err
+	}
+	var stream []byte
+	for i := range o.Events {
+		b, _, _, err := m.event(i)
+		if err != nil {
+			return nil, err
+		}
+		stream = append(stream, b...)
+	}
+	return stream, nil
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Of the limit programs.
+const (
+	limitBuffer = 1 << 20   // bytes of each connection
+	limitFile   = 256 << 20 // bytes after which a file is written from its front again
+	blockSize   = 4096
+)
+
+// limit copies every connection to a file of its own and parses nothing: what
+// no receiver that stores its input can fall below. way is "cache" for plain
+// writes and "direct" for O_DIRECT into a file that is written over.
+func limit(way string, l net.Listener, dir string) error {
+	for n := 0; ; n++ {
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		name := filepath.Join(dir, fmt.Sprintf("copy.%d", n))
+		go func() {
+			defer conn.Close()
+			if err := copyTo(way, conn, name); err != nil {
+				fmt.Fprintln(os.Stderr, "limit:", err)
+			}
+		}()
+	}
+}
+
+// copyTo copies until the end of the stream.
+func copyTo(way string, r io.Reader, name string) error {
+	flags := os.O_CREATE | os.O_RDWR | os.O_TRUNC
+	if way == "direct" {
+		flags |= unix.O_DIRECT
+	}
+	f, err := os.OpenFile(name, flags, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if way == "direct" {
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, limitFile); err != nil {
+			return err
+		}
+	}
+	buf := aligned(limitBuffer)
+	for at := int64(0); ; {
+		n, readErr := io.ReadFull(r, buf)
+		length := n
+		if way == "direct" && n%blockSize != 0 { // the end of the stream
+			length = (n/blockSize + 1) * blockSize
+			clear(buf[n:length])
+		}
+		if length > 0 {
+			if _, err := f.WriteAt(buf[:length], at); err != nil {
+				return err
+			}
+		}
+		if at += int64(length); at+limitBuffer > limitFile {
+			at = 0
+		}
+		switch {
+		case readErr == io.EOF || readErr == io.ErrUnexpectedEOF || errors.Is(readErr, unix.ECONNRESET):
+			return nil
+		case readErr != nil:
+			return readErr
+		}
+	}
+}
+
+// aligned is memory that O_DIRECT takes.
+func aligned(n int) []byte {
+	b := make([]byte, n+blockSize)
+	skip := (blockSize - int(uintptr(unsafe.Pointer(&b[0]))%blockSize)) % blockSize
+	return b[skip : skip+n]
+}

@@ -1,0 +1,371 @@
+// Command bench measures weir end to end, beside programs that only copy (the
+// limit) and, if it is given one, a peer, all in one run on one machine, and
+// prints Markdown. It is what `make bench` runs after the microbenchmarks.
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	kgzip "github.com/klauspost/compress/gzip"
+	"github.com/vishvananda/netlink"
+
+	"weir/internal/load"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// bench is one run.
+type bench struct {
+	weir, otel, dir string
+	duration        time.Duration
+	rounds          int
+}
+
+func run(args []string) error {
+	switch {
+	case len(args) == 4 && args[0] == "limit":
+		l, err := net.Listen("tcp", args[2])
+		if err != nil {
+			return err
+		}
+		return limit(args[1], l, args[3])
+	case len(args) == 3 && args[0] == "burst":
+		return burst(args[1], args[2])
+	}
+	var b bench
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.StringVar(&b.weir, "weir", "bin/weir", "binary of weir")
+	fs.StringVar(&b.otel, "otel", "", "binary of the OpenTelemetry peer")
+	fs.StringVar(&b.dir, "dir", "", "directory on the disk to measure (default: a temporary one)")
+	fs.DurationVar(&b.duration, "duration", 3*time.Second, "of each case")
+	fs.IntVar(&b.rounds, "rounds", 3, "how often each case is run; the median counts")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	var err error
+	if b.dir, err = os.MkdirTemp(b.dir, "weir-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	if b.weir, err = filepath.Abs(b.weir); err != nil {
+		return err
+	}
+	return b.table()
+}
+
+// server is a process under test.
+type server struct {
+	cmd  *exec.Cmd
+	addr string
+	dir  string
+}
+
+// start runs a receiver and waits until it listens.
+func (b *bench) start(kind string) (*server, error) {
+	dir, err := os.MkdirTemp(b.dir, "run-")
+	if err != nil {
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	s := &server{addr: fmt.Sprintf("127.0.0.1:%d", port), dir: dir}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	switch kind {
+	case "weir":
+		monitor, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		conf, err := writeConfig(dir, port, monitor)
+		if err != nil {
+			return nil, err
+		}
+		s.cmd = exec.Command(b.weir, "-c", conf)
+	case "otel":
+		s.cmd = exec.Command(b.otel, s.addr, filepath.Join(dir, "out"))
+	default:
+		s.cmd = exec.Command(self, "limit", kind, s.addr, dir)
+	}
+	s.cmd.Dir = dir
+	log := &bytes.Buffer{}
+	s.cmd.Stderr = log
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		c, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			return s, c.Close()
+		}
+		if time.Now().After(deadline) {
+			s.stop()
+			return nil, fmt.Errorf("%s does not listen: %w\n%s", kind, err, log)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (s *server) stop() {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait() // says that it was killed
+	_ = os.RemoveAll(s.dir)
+}
+
+func writeConfig(dir string, port, monitor int) (string, error) {
+	conf := fmt.Sprintf("<source>\n  @type forward\n  bind 127.0.0.1\n  port %d\n</source>\n"+
+		"<source>\n  @type monitor_agent\n  bind 127.0.0.1\n  port %d\n</source>\n"+
+		"<match **>\n  @type null\n  <buffer>\n    path buffer\n  </buffer>\n</match>\n", port, monitor)
+	name := filepath.Join(dir, "weir.conf")
+	return name, os.WriteFile(name, []byte(conf), 0o600)
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	return l.Addr().(*net.TCPAddr).Port, l.Close()
+}
+
+// options are those that the cases change.
+func (b *bench) options(mode string, connections int) load.Options {
+	o := load.Options{Mode: mode, Events: 1000, Size: 277, Tag: "load", Tags: 1, Ack: true, AckTimeout: 30 * time.Second,
+		Connections: connections, KeepAlive: true, Window: 1, Heartbeat: "none", Flush: time.Second, Duration: b.duration}
+	if mode == "message" || mode == "json" {
+		o.Events = 1
+	}
+	return o
+}
+
+// measure runs a case against a fresh server, rounds times, and returns the
+// report whose CPU time is the median.
+func (b *bench) measure(kind string, o load.Options) (*load.Report, error) {
+	var all []*load.Report
+	for range b.rounds {
+		s, err := b.start(kind)
+		if err != nil {
+			return nil, err
+		}
+		o.Address, o.PID = s.addr, s.cmd.Process.Pid
+		rep, err := load.Run(context.Background(), o)
+		s.stop()
+		if err != nil {
+			return nil, fmt.Errorf("%s, %s: %w", kind, o.Mode, err)
+		}
+		all = append(all, rep)
+	}
+	cost := func(r *load.Report) float64 { return r.Server.CPUMicrosPerEvent + r.Server.CPUMicrosConnection }
+	slices.SortFunc(all, func(x, y *load.Report) int {
+		switch {
+		case cost(x) < cost(y):
+			return -1
+		case cost(x) > cost(y):
+			return 1
+		}
+		return 0
+	})
+	return all[len(all)/2], nil
+}
+
+// table runs all cases.
+func (b *bench) table() error {
+	noAck := func(o load.Options) load.Options { o.Ack = false; return o }
+	tags := b.options("packed", 4)
+	tags.Tags = 10000
+	storm := b.options("packed", 1)
+	storm.Storm = 2000
+	idle := b.options("packed", 1)
+	idle.Idle, idle.Rate = 10000, 10000
+	cases := []struct {
+		name, kind string
+		o          load.Options
+	}{
+		{"limit: copy to the page cache, packed", "cache", noAck(b.options("packed", 4))},
+		{"limit: copy by O_DIRECT, packed", "direct", noAck(b.options("packed", 4))},
+		{"weir packed", "weir", b.options("packed", 4)},
+		{"weir packed, 10,000 tags", "weir", tags},
+		{"weir forward", "weir", b.options("forward", 4)},
+		{"weir gzip", "weir", b.options("gzip", 4)},
+		{"weir zstd", "weir", b.options("zstd", 4)},
+		{"weir message, 4 connections", "weir", b.options("message", 4)},
+		{"weir message, 64 connections", "weir", b.options("message", 64)},
+		{"weir message, no ack", "weir", noAck(b.options("message", 4))},
+		{"weir json, 4 connections", "weir", b.options("json", 4)},
+		{"weir 2000 connections/s that only close", "weir", storm},
+		{"weir packed beside 10,000 idle connections", "weir", idle},
+	}
+	if b.otel != "" {
+		for _, mode := range []string{"packed", "forward", "gzip", "message"} {
+			cases = append(cases, struct {
+				name, kind string
+				o          load.Options
+			}{"OpenTelemetry fluentforward " + mode, "otel", b.options(mode, 4)})
+		}
+	}
+	fmt.Println("| case | CPU s/GB | × O_DIRECT copy | CPU µs/event | events/s | MB/s | ack p50 / p99 ms | peak RSS MiB |")
+	fmt.Println("|---|---|---|---|---|---|---|---|")
+	direct, packed := 0.0, 0.0
+	for _, c := range cases {
+		r, err := b.measure(c.kind, c.o)
+		if err != nil {
+			fmt.Printf("| %s | failed: %v |\n", c.name, err)
+			continue
+		}
+		switch c.name {
+		case "limit: copy by O_DIRECT, packed":
+			direct = r.Server.CPUSecondsPerGB
+		case "weir packed":
+			packed = r.EventsPerSecond
+		}
+		b.row(c.name, r, direct)
+	}
+	half := b.options("packed", 4)
+	half.Rate, half.Window = packed/2, 4
+	if r, err := b.measure("weir", half); err != nil {
+		fmt.Printf("| weir packed at half load | failed: %v |\n", err)
+	} else {
+		b.row("weir packed at half load", r, direct)
+	}
+	fmt.Println()
+	if err := b.decompression(); err != nil {
+		return err
+	}
+	return b.burstApart()
+}
+
+func (b *bench) row(name string, r *load.Report, direct float64) {
+	cell := func(format string, a ...any) string {
+		for _, v := range a {
+			if f, ok := v.(float64); ok && f == 0 {
+				return "–"
+			}
+		}
+		return fmt.Sprintf(format, a...)
+	}
+	ack := "–"
+	if r.Ack != nil {
+		ack = fmt.Sprintf("%.2f / %.2f", r.Ack.P50, r.Ack.P99)
+	}
+	ratio, micros := 0.0, cell("%.2f", r.Server.CPUMicrosPerEvent)
+	if direct > 0 {
+		ratio = r.Server.CPUSecondsPerGB / direct
+	}
+	if r.Events == 0 {
+		micros = cell("%.1f a connection", r.Server.CPUMicrosConnection)
+	}
+	fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %.0f |\n", name, cell("%.2f", r.Server.CPUSecondsPerGB), cell("%.2f", ratio), micros,
+		cell("%.0f", r.EventsPerSecond), cell("%.0f", r.BytesPerSecond/1e6), ack, float64(r.Server.PeakRSS)/(1<<20))
+}
+
+// decompression is the limit of the mode gzip: what reading the payload once
+// costs, with the decompressor that weir uses.
+func (b *bench) decompression() error {
+	chunk, err := load.Payload(b.options("packed", 1))
+	if err != nil {
+		return err
+	}
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write(chunk); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	r := &kgzip.Reader{}
+	before, n := cpu(), 0
+	for start := time.Now(); time.Since(start) < b.duration; n++ {
+		if err := r.Reset(bytes.NewReader(packed.Bytes())); err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("decompressing a gzip chunk once: %.2f CPU s/GB of events\n", (cpu()-before).Seconds()/float64(n*len(chunk))*1e9)
+	return nil
+}
+
+// cpu is what this process has used.
+func cpu() time.Duration {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// burstApart runs the burst in a network namespace, whose somaxconn it may
+// change.
+func (b *bench) burstApart() error {
+	if os.Geteuid() != 0 {
+		fmt.Println("burst of 6000: not run, it needs root for a network namespace")
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for range b.rounds {
+		cmd := exec.Command(self, "burst", b.weir, b.dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("burst: %w", err)
+		}
+	}
+	return nil
+}
+
+func burst(weir, dir string) error {
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err = errors.Join(err, os.WriteFile("/proc/sys/net/core/somaxconn", []byte("8192"), 0o644)); err != nil {
+		return err
+	}
+	b := &bench{weir: weir, dir: dir}
+	s, err := b.start("weir")
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	o := b.options("packed", 1)
+	o.Address, o.PID, o.Burst, o.Duration = s.addr, s.cmd.Process.Pid, 6000, time.Minute
+	r, err := load.Run(context.Background(), o)
+	if err != nil {
+		return err
+	}
+	var drops []string
+	for _, name := range []string{"ListenOverflows", "ListenDrops", "TCPSynRetrans", "SyncookiesSent"} {
+		drops = append(drops, fmt.Sprintf("%s +%d", name, r.Kernel[name]))
+	}
+	fmt.Printf("burst of 6000, backlog 8192: connect p50 %.1f ms, p99 %.1f ms, max %.1f ms; %.1f µs CPU a connection; %s\n",
+		r.Connect.P50, r.Connect.P99, r.Connect.Max, r.Server.CPUMicrosConnection, strings.Join(drops, ", "))
+	return nil
+}
