@@ -194,6 +194,11 @@ func TestPage(t *testing.T) {
 	}
 	b.until("the events", `document.getElementById("totals").innerText.includes("1,000 events in 20 messages")`)
 	b.until("the balance", `[...document.querySelectorAll("#balance-table tbody tr")].some((r) => r.innerText.includes("1,000") && r.innerText.includes("even"))`)
+	b.until("the sender", `[...document.querySelectorAll("#sender-table tbody tr")].some((r) => r.cells[0].textContent === "127.0.0.1" && /\b1,0\d\d\b/.test(r.innerText))`)
+	b.do(chromedp.Click(`//table[@id="sender-table"]//button[text()="Bytes"]`))
+	if order := b.text(`[...document.querySelectorAll("#sender-table th[aria-sort]")].map((th) => th.textContent + " " + th.getAttribute("aria-sort")).join()`); order != "Bytes descending" {
+		t.Errorf("senders are sorted by %s", order)
+	}
 	b.until("six charts", `document.querySelectorAll("#charts canvas").length === 6`)
 	sent := 0
 	waitFor(t, 30*time.Second, func() error { // a latency is of the last second

@@ -33,13 +33,14 @@ func (o order) sorted(senders []status.Sender) []status.Sender {
 	return s
 }
 
-// senders draws as many as fit into rows lines.
+// senders draws as many as fit into rows lines, of those that the frame lists:
+// the ones with most heartbeats.
 func (m *Model) senders(rows int) []string {
 	s := m.frame.Snapshot
 	if rows < 2 || len(s.Senders) == 0 {
 		return nil
 	}
-	head := fmt.Sprintf("%-*s %5s %7s %7s %11s %10s %7s", senderWidth, fmt.Sprintf("SENDER (%d) by %s", s.SendersKnown, m.order.name), "OPEN", "CONN/S", "BEAT/S", "EVENTS", "BYTES", "RESENDS")
+	head := fmt.Sprintf("%-*s %5s %7s %7s %11s %10s %7s", senderWidth, "SENDER by "+m.order.name, "OPEN", "CONN/S", "BEAT/S", "EVENTS", "BYTES", "RESENDS")
 	lines := []string{dim(head)}
 	for _, x := range m.order.sorted(s.Senders) {
 		if len(lines) == rows {
@@ -51,6 +52,9 @@ func (m *Model) senders(rows int) []string {
 		}
 		lines = append(lines, fmt.Sprintf("%s %5d %7.1f %7.1f %11d %10s %s", cell(x.Address, senderWidth), x.Open, x.ConnectionsPerSecond, x.HeartbeatsPerSecond,
 			x.Events, status.Amount(int64(x.Bytes), queue.UnitBytes), resends))
+	}
+	if more := s.SendersKnown - len(lines) + 1; more > 0 {
+		lines[0] = dim(head + fmt.Sprintf("  and %d more", more))
 	}
 	return lines
 }
