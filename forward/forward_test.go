@@ -62,6 +62,7 @@ func serve(t *testing.T, c Config) *running {
 // talk sends p on a new connection, ends it, and returns all answers.
 func (r *running) talk(p []byte) []byte {
 	r.t.Helper()
+	others := r.Stats().Open
 	conn := r.dial()
 	// The server may turn the sender away before it has sent everything.
 	if _, err := conn.Write(p); err == nil {
@@ -71,9 +72,9 @@ func (r *running) talk(p []byte) []byte {
 	if err != nil && !errors.Is(err, syscall.ECONNRESET) {
 		r.t.Fatal(err)
 	}
-	if h, ok := r.config.Handler.(*sorting); ok {
-		h.settle()
-	}
+	// The sender's end of the connection may be closed while the handler still
+	// works, see watchHalfClosed.
+	eventually(r.t, "the session is over", func() bool { return r.Stats().Open <= others })
 	return got
 }
 

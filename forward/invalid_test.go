@@ -42,14 +42,6 @@ func (h *sorting) Handle(_ context.Context, m *Message) {
 	m.Done(h.refuse)
 }
 
-// settle orders what the tests read after what Handle wrote: the end of a
-// connection without an answer does not, for the race detector.
-func (h *sorting) settle() {
-	h.mu.Lock()
-	//lint:ignore SA2001 the order is all that is wanted
-	h.mu.Unlock()
-}
-
 // TestInvalid: what is valid of a message is handed over, the rest as it came,
 // the message is acked, and the connection goes on.
 func TestInvalid(t *testing.T) {
