@@ -5,15 +5,34 @@ FUZZTIME    ?= 30s
 BENCHTIME   ?= 300ms
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: build install test unit lint fuzz fuzz-short bench deps clean
+# The last nfpm whose modules are all on the public proxy.
+NFPM        ?= github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
+# Packages want a number first, and no hyphen.
+PACKAGE_VERSION ?= $(shell echo '$(VERSION)' | sed -E 's/^v//; /^[0-9]+\.[0-9]/!s/^/0.0.0~/; s/-/./g')
+
+.PHONY: share packages build install test unit lint fuzz fuzz-short bench deps clean
 
 build: ## build ./bin/weir
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/weir ./cmd/weir
 
-install: build ## binary, units and configuration below DESTDIR
+share: build ## man pages and completions in ./bin/share
+	rm -rf bin/share
+	bin/weir man bin/share/man/man1
+	mkdir -p bin/share/bash-completion/completions bin/share/zsh/site-functions bin/share/fish/vendor_completions.d
+	bin/weir completion bash >bin/share/bash-completion/completions/weir
+	bin/weir completion zsh >bin/share/zsh/site-functions/_weir
+	bin/weir completion fish >bin/share/fish/vendor_completions.d/weir.fish
+
+packages: share ## deb and rpm in ./bin
+	for kind in deb rpm; do \
+		ARCH=$$($(GO) env GOARCH) PACKAGE_VERSION='$(PACKAGE_VERSION)' $(GO) run $(NFPM) package -f deploy/nfpm.yaml -p $$kind -t bin/ || exit 1; \
+	done
+
+install: share ## binary, man pages, completions, units and configuration below DESTDIR
 	install -D -m 0755 bin/weir $(DESTDIR)/usr/bin/weir
 	install -D -m 0644 deploy/weir.service $(DESTDIR)/usr/lib/systemd/system/weir.service
 	install -D -m 0644 deploy/weir.socket $(DESTDIR)/usr/lib/systemd/system/weir.socket
+	cd bin/share && find . -type f -exec install -D -m 0644 {} $(abspath $(DESTDIR)/usr/share)/{} \;
 	test -e $(DESTDIR)/etc/weir/weir.conf || install -D -m 0644 deploy/weir.conf $(DESTDIR)/etc/weir/weir.conf
 
 test: deps lint unit fuzz-short ## everything: linters, race detector, real senders, short fuzzing

@@ -55,11 +55,12 @@ them to files, and shows the depth of every queue on the way.
 
 Without a command it runs the server; without -c it takes a safe default:
 loopback only, everything below ./weir-data.`,
-		Args:          cobra.NoArgs,
-		RunE:          runE,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Version:       version,
+		Args:              cobra.NoArgs,
+		RunE:              runE,
+		DisableAutoGenTag: true,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Version:           version,
 	}
 	root.SetVersionTemplate("weir {{.Version}}\n")
 	root.PersistentFlags().StringVarP(&configPath, "config", "c", "", "configuration file in fluentd's language (default: embedded)")
@@ -76,15 +77,8 @@ loopback only, everything below ./weir-data.`,
 		newTopCommand(&configPath),
 		newBufferCommand(&configPath),
 		newLoadCommand(),
-		&cobra.Command{
-			Use:   "version",
-			Short: "Print the version",
-			Args:  cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				_, err := fmt.Fprintf(cmd.OutOrStdout(), "weir %s\n", version)
-				return err
-			},
-		},
+		newVersionCommand(),
+		newManCommand(),
 	)
 	return root
 }

@@ -15,6 +15,7 @@ need npm npm
 need systemd-analyze systemd
 need systemd-socket-activate systemd
 need strace strace
+need rpm rpm
 need chromium chromium
 need tmux tmux
 /usr/bin/python3 -c 'import fluent.sender' 2>/dev/null || missing+=(python3-fluent-logger)

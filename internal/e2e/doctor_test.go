@@ -21,10 +21,10 @@ import (
 	"weir/internal/testns"
 )
 
-// TestDoctorCommandLine runs the scripts of the command line.
-func TestDoctorCommandLine(t *testing.T) {
+// TestCommandLine runs the scripts of the command line.
+func TestCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: filepath.Join("testdata", "doctor"),
+		Dir: filepath.Join("testdata", "cli"),
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+e.Getenv("PATH"))
 			return nil
