@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -107,8 +108,9 @@ func (in *injection) replaces(p []byte) bool {
 }
 
 // recompress reads a compressed payload that has been checked and returns it
-// with the fields, as gzip. It holds a window of the events at a time.
-func (f *inflater) recompress(in *injection, payload []byte, c Compression) ([]byte, error) {
+// with the fields, as gzip. It holds a window of the events at a time, or one
+// event that is longer; reserve is asked for the bytes that one takes.
+func (f *inflater) recompress(in *injection, payload []byte, c Compression, reserve func(n int64) error) ([]byte, error) {
 	var out bytes.Buffer
 	zip, err := gzip.NewWriterLevel(&out, gzip.BestSpeed)
 	if err != nil {
@@ -120,17 +122,28 @@ func (f *inflater) recompress(in *injection, payload []byte, c Compression) ([]b
 	}
 	defer f.close(w, c)
 	var pending, text []byte
+	enough := 0   // bytes with which an event that was cut is tried again
+	reserved := 0 // for pending, and as many for text
 	for eof := false; !eof; {
 		n, err := r.Read(w.buf[:])
+		if need := len(pending) + n; need > max(reserved, len(w.buf)) {
+			if err := reserve(int64(need)*4 - int64(reserved)*2); err != nil { // for twice the length of both
+				return nil, err
+			}
+			reserved = need * 2
+		}
 		pending = append(pending, w.buf[:n]...)
 		if eof = err == io.EOF; err != nil && !eof {
 			return nil, fmt.Errorf("%v payload: %w", c, err)
+		}
+		if len(pending) < enough && !eof {
+			continue
 		}
 		used := 0
 		for text = text[:0]; used < len(pending); {
 			var n int
 			if n, text, err = in.appendEvent(text, pending[used:]); err != nil {
-				break // cut: the rest comes with the next window
+				break // cut: the rest comes with the next windows
 			}
 			used += n
 		}
@@ -138,6 +151,7 @@ func (f *inflater) recompress(in *injection, payload []byte, c Compression) ([]b
 			return nil, err
 		}
 		pending = append(pending[:0], pending[used:]...)
+		enough = 2 * len(pending) // tried at each window, a long event would take quadratic time
 	}
 	if len(pending) > 0 {
 		return nil, errCut
@@ -165,7 +179,15 @@ func (s *session) inject(ctx context.Context, m *Message) error {
 	var out []byte
 	var err error
 	if m.Compression != Uncompressed {
-		out, err = s.srv.inflater.recompress(s.injection, m.Payload[0], m.Compression)
+		var held int64
+		out, err = s.srv.inflater.recompress(s.injection, m.Payload[0], m.Compression, func(n int64) error {
+			if !s.srv.memory.acquire(ctx, n, c.MemoryWait) {
+				return s.noMemory(n)
+			}
+			held += n
+			return nil
+		})
+		s.srv.memory.release(held)
 		m.Compression = Gzip
 	} else {
 		stream := m.Payload[0]
@@ -173,6 +195,10 @@ func (s *session) inject(ctx context.Context, m *Message) error {
 			stream = bytes.Join(m.Payload, nil)
 		}
 		out, err = s.injection.appendStream(make([]byte, 0, len(stream)+m.Events*(len(s.injection.fields)+5)), stream)
+	}
+	var why *Refusal
+	if errors.As(err, &why) {
+		return why
 	}
 	if err != nil {
 		return streamRefusal(err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestInjection: in every mode each record gets the fields, one of that name is
@@ -48,6 +49,28 @@ func TestInjection(t *testing.T) {
 				t.Errorf("%d messages", n)
 			}
 		})
+	}
+}
+
+// TestInjectionHoldsToTheBudget: a small payload that decompresses to one large
+// event is encoded anew within the memory budget, or refused.
+func TestInjectionHoldsToTheBudget(t *testing.T) {
+	large := gzipped(pack([]any{3, dict{"x": strings.Repeat("y", 4<<20)}}))
+	for _, c := range []struct {
+		memory int64
+		refuse bool
+	}{{64 << 20, false}, {4 << 20, true}} {
+		h := &received{}
+		r := serve(t, Config{Handler: h, SourceAddressKey: "addr", Memory: c.memory, MemoryWait: 10 * time.Millisecond, DecompressionRatioLimit: 10_000})
+		r.talk(pack([]any{"t", large, dict{"compressed": "gzip"}}))
+		eventually(t, "no memory is held", func() bool { return r.Stats().MemoryHeld == 0 })
+		st := r.Stats()
+		if refused := st.RefusedMessages[ReasonMemory] == 1; refused != c.refuse || (len(h.all()) == 1) == c.refuse {
+			t.Errorf("budget %d: refused %v, %d messages", c.memory, st.RefusedMessages, len(h.all()))
+		}
+		if st.MemoryPeak > c.memory {
+			t.Errorf("budget %d: peak %d", c.memory, st.MemoryPeak)
+		}
 	}
 }
 

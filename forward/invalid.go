@@ -251,7 +251,7 @@ func (s *session) salvage(ctx context.Context, m *Message, events []byte, c Comp
 		return setAside()
 	}
 	if !s.srv.memory.acquire(ctx, size*3, s.srv.config.MemoryWait) {
-		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", size*3, s.srv.memory.limit, s.srv.config.MemoryWait))
+		return s.noMemory(size * 3)
 	}
 	m.charged += size * 3
 	if c != Uncompressed {

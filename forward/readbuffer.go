@@ -2,7 +2,6 @@ package forward
 
 import (
 	"context"
-	"fmt"
 	"time"
 )
 
@@ -97,7 +96,7 @@ func (s *session) makeRoom(ctx context.Context) error {
 	// difference is charged.
 	asked := time.Now()
 	if !s.srv.memory.acquire(ctx, larger-size, s.srv.config.MemoryWait) {
-		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", larger-size, s.srv.memory.limit, s.srv.config.MemoryWait))
+		return s.noMemory(larger - size)
 	}
 	if !s.begun.IsZero() { // the wait is not the sender's
 		s.begun = s.begun.Add(time.Since(asked))

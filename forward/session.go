@@ -291,7 +291,7 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 		charge = 0
 	}
 	if charge > 0 && !s.srv.memory.acquire(ctx, charge, s.srv.config.MemoryWait) {
-		return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", m.Size, s.srv.memory.limit, s.srv.config.MemoryWait))
+		return s.noMemory(charge)
 	}
 	m.charged += charge
 	if s.readAt.IsZero() { // it came with the handshake
@@ -328,6 +328,11 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	s.srv.config.Handler.Handle(ctx, m)
 	s.idle()
 	return nil
+}
+
+// noMemory is the refusal of a message for which n bytes were not free in time.
+func (s *session) noMemory(n int64) *Refusal {
+	return refuse(ReasonMemory, fmt.Errorf("no %d bytes free of the memory limit of %d within %v; raise memory_limit", n, s.srv.memory.limit, s.srv.config.MemoryWait))
 }
 
 // rename applies Config.Tag and Config.TagPrefix.
