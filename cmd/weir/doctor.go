@@ -119,11 +119,12 @@ func runDoctor(cmd *cobra.Command, configPath string, o doctorOptions) error {
 			}
 		}
 	}
-	if o.address == "" {
-		o.address = statusAddress(c)
+	e, err := endpointOf(c, o.address)
+	if err != nil {
+		return err
 	}
 	m := doctor.Host()
-	t := doctor.Target{Config: c, Running: running(cmd.Context(), o.address)}
+	t := doctor.Target{Config: c, Running: running(cmd.Context(), e)}
 	if o.senders != 0 {
 		if t.Fleet, err = simulate(cmd.Context(), m, t, o); err != nil {
 			return err
@@ -167,9 +168,9 @@ func writeDoctor(out io.Writer, findings []doctor.Finding, t doctor.Target, asJS
 	return doctor.WriteText(out, findings, colour)
 }
 
-// running asks the weir at address for its listeners; nil if none answers.
-func running(ctx context.Context, address string) *doctor.Running {
-	body, err := fetchStatus(ctx, address)
+// running asks the weir at e for its listeners; nil if none answers.
+func running(ctx context.Context, e *endpoint) *doctor.Running {
+	body, err := e.fetchStatus(ctx)
 	if err != nil {
 		return nil
 	}

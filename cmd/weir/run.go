@@ -56,6 +56,9 @@ type server struct {
 	routes  map[string]*route // by label
 	sources []*source
 	http    *status.Server
+	path    string // of the configuration
+
+	statusCerts *certs.Store // nil without TLS
 
 	serving sync.WaitGroup
 	failed  chan error // a part that ended by itself
@@ -75,6 +78,7 @@ func run(ctx context.Context, o runOptions) error {
 	defer signal.Stop(signals)
 
 	s := &server{config: c, level: zap.NewAtomicLevelAt(zapLevel(c.LogLevel)), started: time.Now(), routes: map[string]*route{}, failed: make(chan error, 1), reloaded: make(chan struct{}, 1)}
+	s.path = o.configPath
 	s.log = newLogger(o.stderr, s.level)
 	s.sampler = newSampler(s.log)
 	for _, w := range c.Warnings {
@@ -258,15 +262,37 @@ func (src *source) listen(ctx context.Context, inherited []*os.File) (rest []*os
 
 // listenStatus makes the status endpoint's socket.
 func (s *server) listenStatus(ctx context.Context) error {
-	address := s.config.Monitor.Address()
+	m := s.config.Monitor
+	address := m.Address()
 	l, err := netopt.Listen(ctx, "tcp", address, netopt.Config{})
 	if err != nil {
 		return fmt.Errorf("status endpoint (monitor_agent): %w", err)
 	}
-	s.http = status.NewServer(s.snapshot, status.Options{Senders: s.rankSenders}, s.log)
-	s.log.Info("status endpoint", zap.String("url", "http://"+l.Addr().String()))
-	s.serving.Go(func() { s.fail(s.http.Serve(l)) })
+	s.http = status.NewServer(s.snapshot, status.Options{Senders: s.rankSenders, OutputsOf: s.outputsOf, ConfigPath: s.path,
+		HideConfig: m.HideConfig, HideRetry: m.HideRetry, FluentdMetrics: m.FluentdMetrics, Username: m.Username, Password: string(m.Password)}, s.log)
+	scheme, nl := "http://", net.Listener(l)
+	if s.statusCerts, err = certificates(m.TLS, s.log); err != nil {
+		return errors.Join(fmt.Errorf("status endpoint (monitor_agent): %w", err), l.Close())
+	}
+	if s.statusCerts != nil {
+		scheme, nl = "https://", tls.NewListener(l, s.statusCerts.TLS())
+	}
+	s.log.Info("status endpoint", zap.String("url", scheme+l.Addr().String()))
+	s.serving.Go(func() { s.fail(s.http.Serve(nl)) })
 	return nil
+}
+
+// outputsOf names the outputs of the first match at the top level that takes the
+// tag.
+func (s *server) outputsOf(tag string) (ids []string) {
+	c := s.routes[""].router.Match([]byte(tag))
+	if c == nil {
+		return nil
+	}
+	for _, o := range c.Outputs {
+		ids = append(ids, o.ID)
+	}
+	return ids
 }
 
 // logListener says what the kernel made of the listener.
@@ -470,6 +496,11 @@ func (s *server) reload(configPath string) {
 	}
 	s.level.SetLevel(zapLevel(c.LogLevel))
 	s.config.DrainTimeout = c.DrainTimeout
+	if s.statusCerts != nil {
+		if err := s.statusCerts.Reload(); err != nil {
+			s.log.Error("certificates of the status endpoint not reloaded: those before stay in use", zap.Error(err))
+		}
+	}
 	if len(c.Sources) != len(s.sources) {
 		return
 	}

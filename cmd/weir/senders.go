@@ -144,14 +144,11 @@ longest makes room.`,
 			if limit < 1 || limit > status.MaxSenderLimit {
 				return fmt.Errorf("--limit %d is not between 1 and %d", limit, status.MaxSenderLimit)
 			}
-			if *address == "" {
-				c, err := loadConfig(*configPath)
-				if err != nil {
-					return err
-				}
-				*address = statusAddress(c)
+			e, err := statusEndpoint(*configPath, *address)
+			if err != nil {
+				return err
 			}
-			body, err := fetch(cmd.Context(), *address, "/api/senders.json?by="+url.QueryEscape(by)+"&limit="+strconv.Itoa(limit))
+			body, err := e.fetch(cmd.Context(), "/api/senders.json?by="+url.QueryEscape(by)+"&limit="+strconv.Itoa(limit))
 			if err != nil {
 				return err
 			}

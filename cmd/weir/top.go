@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -33,14 +32,11 @@ The status endpoint's address is taken from the configuration (-c), or from
 			if !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stdout.Fd())) {
 				return errors.New("top draws on a terminal, and this is none; weir status prints the same figures once")
 			}
-			if address == "" {
-				c, err := loadConfig(*configPath)
-				if err != nil {
-					return err
-				}
-				address = statusAddress(c)
+			e, err := statusEndpoint(*configPath, address)
+			if err != nil {
+				return err
 			}
-			return watch(cmd.Context(), func(ctx context.Context) (io.ReadCloser, error) { return openStream(ctx, address) })
+			return watch(cmd.Context(), func(ctx context.Context) (io.ReadCloser, error) { return openStream(ctx, e) })
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", "", "host:port of the status endpoint (default: from the configuration)")
@@ -66,27 +62,16 @@ func watch(ctx context.Context, open top.Opener) error {
 	return nil
 }
 
-// openStream opens the stream of the weir whose status endpoint is address. The
-// answer's head has statusTimeout; the stream itself goes on until it is closed.
-func openStream(ctx context.Context, address string) (io.ReadCloser, error) {
+// openStream opens the stream of a weir. The answer's head has statusTimeout; the
+// stream itself goes on until it is closed.
+func openStream(ctx context.Context, e *endpoint) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(statusTimeout, cancel)
-	url := "http://" + address + "/api/stream"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		cancel()
-		return nil, fmt.Errorf("--address %q is not a host:port: %w", address, err)
-	}
-	r, err := http.DefaultClient.Do(req)
-	if err != nil {
-		cancel()
-		return nil, fmt.Errorf("no weir answers at %s: %w; is it running, and is this the address of its monitor_agent source (-c FILE or --address HOST:PORT)?", address, err)
-	}
+	r, err := e.get(ctx, "/api/stream")
 	late.Stop()
-	if r.StatusCode != http.StatusOK {
-		r.Body.Close()
+	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("%s answered %s: is that weir's status endpoint, and of this version?", url, r.Status)
+		return nil, err
 	}
 	return streamBody{r.Body, cancel}, nil
 }

@@ -34,6 +34,16 @@ type Monitor struct {
 	ID   string
 	Bind string
 	Port int
+	// TLS is nil without a <transport tls>.
+	TLS *TLS
+	// Username and Password ask for basic authentication, unless they are empty.
+	Username string
+	Password Secret
+	// HideConfig and HideRetry leave these out of plugins.json unless a request
+	// asks for them (include_config false, include_retry false).
+	HideConfig, HideRetry bool
+	// FluentdMetrics adds the names of fluent-plugin-prometheus to the metrics.
+	FluentdMetrics bool
 }
 
 // Address is the host:port of the status endpoint.
@@ -224,7 +234,7 @@ func (b *builder) sources(root *node) {
 				b.fail(n.pos, "a second monitor_agent: one serves everything")
 				continue
 			}
-			b.c.Monitor = Monitor{ID: b.id(n, "monitor_agent"), Bind: n.str("bind"), Port: b.port(n)}
+			b.c.Monitor = b.monitor(n)
 		}
 	}
 	if len(b.c.Sources) == 0 {

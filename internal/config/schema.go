@@ -152,9 +152,13 @@ func sourceSection() *section {
 			{name: "port", kind: kindInt, def: "24220", doc: "TCP port of the status endpoint"},
 			{name: "tag", status: later},
 			{name: "emit_interval", kind: kindTime, status: later},
-			{name: "include_config", kind: kindBool, status: ignored},
-			{name: "include_retry", kind: kindBool, status: ignored},
-		}},
+			{name: "include_config", kind: kindBool, def: "true", doc: "the plugins' configuration in plugins.json, secrets masked"},
+			{name: "include_retry", kind: kindBool, def: "true", doc: "the outputs' retries in plugins.json"},
+			{name: "include_debug_info", kind: kindBool, status: ignored, doc: "weir has no instance variables to show"},
+			{name: "username", doc: "with password: who may read the status, /healthz and /readyz excepted"},
+			{name: "password", kind: kindSecret},
+			{name: "fluentd_metrics", kind: kindBool, def: "false", doc: "also the metrics of fluent-plugin-prometheus, fluentd_status_* and fluentd_output_status_*"},
+		}, children: []*section{transportSection()}},
 	}}
 }
 

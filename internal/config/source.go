@@ -195,6 +195,22 @@ func parseNetwork(text string) (netip.Prefix, error) {
 	return netip.ParsePrefix(text)
 }
 
+// monitor reads a <source> with @type monitor_agent.
+func (b *builder) monitor(n *node) Monitor {
+	m := Monitor{ID: b.id(n, "monitor_agent"), Bind: n.str("bind"), Port: b.port(n), Username: n.str("username"), Password: Secret(n.str("password")),
+		HideConfig: !n.boolean("include_config"), HideRetry: !n.boolean("include_retry"), FluentdMetrics: n.boolean("fluentd_metrics")}
+	if (m.Username == "") != (m.Password == "") {
+		b.fail(n.pos, "username and password belong together")
+	}
+	if t := n.child("transport"); t != nil && t.arg != "tcp" {
+		m.TLS = b.tls(t, nil)
+	}
+	if ip, err := netip.ParseAddr(strings.Trim(m.Bind, "[]")); m.TLS == nil && m.Username == "" && m.Bind != "localhost" && (err != nil || !ip.IsLoopback()) {
+		b.warn(n.pos, "the status endpoint on %s has neither TLS nor a password: everybody who reaches it sees tags, senders and the configuration; bind it to 127.0.0.1, or give it username and password and <transport tls>", m.Bind)
+	}
+	return m
+}
+
 func (b *builder) security(n *node) *Security {
 	s := &Security{SelfHostname: n.str("self_hostname"), SharedKey: Secret(n.str("shared_key")),
 		UserAuth: n.boolean("user_auth"), Users: map[string]Secret{}, DenyAnonymous: !n.boolean("allow_anonymous_source")}

@@ -11,6 +11,7 @@ import (
 // fixed descriptions), since labels follow the configuration.
 type collector struct {
 	snapshot func() *Snapshot
+	fluentd  bool // adds the metrics of fluent-plugin-prometheus
 }
 
 // Describe sends nothing: see prometheus.Collector on unchecked collectors.
@@ -94,6 +95,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	e.gauge("weir_senders_known", "Addresses in the tables of senders.", float64(s.SendersKnown))
 	for state, n := range s.TCPStates {
 		e.gauge("weir_tcp_connections", "Connections of weir's ports in the kernel, by TCP state.", float64(n), "state", state)
+	}
+	if c.fluentd {
+		fluentdMetrics(e, s)
 	}
 	e.counters("weir_kernel_total", "Counters of the network namespace, all its listeners together (/proc/net/netstat).", "counter", s.Kernel)
 }

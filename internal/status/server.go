@@ -2,6 +2,8 @@ package status
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +42,19 @@ type Options struct {
 	// Senders ranks the senders by one of their figures; an unknown one is an
 	// error. It must be set.
 	Senders func(by string, limit int) (SenderList, error)
+	// OutputsOf names the outputs that get messages of a tag, for
+	// plugins.json?tag=.
+	OutputsOf func(tag string) []string
+	// ConfigPath is shown in config.json; empty for the embedded configuration.
+	ConfigPath string
+	// HideConfig and HideRetry leave these out of plugins.json unless a request
+	// asks for them.
+	HideConfig, HideRetry bool
+	// FluentdMetrics adds the names of fluent-plugin-prometheus to the metrics.
+	FluentdMetrics bool
+	// Username and Password ask for basic authentication on all paths but
+	// /healthz and /readyz, unless Username is empty.
+	Username, Password string
 }
 
 // NewServer returns a Server that draws every answer from snapshot, which must
@@ -62,13 +77,18 @@ func NewServer(snapshot func() *Snapshot, o Options, log *zap.Logger) *Server {
 // /api/queues.json, /api/plugins.json, /healthz and /readyz.
 func (s *Server) Handler() http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{s.snapshot},
+	registry.MustRegister(collector{s.snapshot, s.options.FluentdMetrics},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(s.log)}))
 	mux.HandleFunc("GET /api/queues.json", func(w http.ResponseWriter, _ *http.Request) { s.json(w, s.snapshot()) })
-	mux.HandleFunc("GET /api/plugins.json", func(w http.ResponseWriter, _ *http.Request) { s.json(w, plugins(s.snapshot())) })
+	for _, path := range []string{"/api/plugins.json", "/api/plugins", "/api/plugins.ltsv"} {
+		mux.HandleFunc("GET "+path, s.plugins)
+	}
+	for _, path := range []string{"/api/config.json", "/api/config", "/api/config.ltsv"} {
+		mux.HandleFunc("GET "+path, s.config)
+	}
 	mux.HandleFunc("GET /api/senders.json", s.sendersJSON)
 	mux.Handle("GET /api/stream", s.stream)
 	mux.Handle("GET /{$}", page.Handler())
@@ -76,9 +96,30 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "weir serves its page at /, /metrics, /api/queues.json, /api/senders.json, /api/stream, /api/plugins.json, /healthz and /readyz (GET) here, not "+r.URL.Path, http.StatusNotFound)
+		http.Error(w, "weir serves its page at /, /metrics, /api/queues.json, /api/senders.json, /api/stream, /api/plugins.json, /api/config.json, /healthz and /readyz (GET) here, not "+r.URL.Path, http.StatusNotFound)
 	})
-	return mux
+	return s.authenticated(mux)
+}
+
+// authenticated asks for the user name and the password, if there are any. Health
+// checks stay open: they tell only whether weir works.
+func (s *Server) authenticated(next http.Handler) http.Handler {
+	if s.options.Username == "" {
+		return next
+	}
+	user, password := sha256.Sum256([]byte(s.options.Username)), sha256.Sum256([]byte(s.options.Password))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" {
+			u, p, _ := r.BasicAuth()
+			gotUser, gotPassword := sha256.Sum256([]byte(u)), sha256.Sum256([]byte(p))
+			if subtle.ConstantTimeCompare(user[:], gotUser[:])&subtle.ConstantTimeCompare(password[:], gotPassword[:]) != 1 {
+				w.Header().Set("WWW-Authenticate", `Basic realm="weir", charset="UTF-8"`)
+				http.Error(w, "user name and password are those of the monitor_agent source", http.StatusUnauthorized)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {

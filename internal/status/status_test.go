@@ -130,7 +130,7 @@ func TestMetrics(t *testing.T) {
 
 func TestMetricsLint(t *testing.T) {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collector{example})
+	r.MustRegister(collector{example, false})
 	problems, err := testutil.GatherAndLint(r)
 	if err != nil {
 		t.Fatal(err)
