@@ -54,7 +54,7 @@ func TestTop(t *testing.T) {
 		t.Fatal(err)
 	}
 	term := newTerminal(t, 80, 24, fmt.Sprintf("%s top -c %s", binary, filepath.Join(w.dir, "weir.conf")))
-	term.until("ready", "events/s", "! backlog 1000000 asked", "accept", "buffer", "OUTPUT", "q quit")
+	term.until("ready", "events/s", "of 1000000 asked", "accept", "buffer", "OUTPUT", "q quit")
 	if styled := term.tmux("capture-pane", "-p", "-e"); !strings.Contains(styled, "31m") {
 		t.Errorf("no red where a backlog was not granted:\n%q", styled)
 	}
@@ -69,7 +69,7 @@ func TestTop(t *testing.T) {
 	term.until("exit 0")
 
 	term = newTerminal(t, 80, 24, fmt.Sprintf("NO_COLOR=1 %s top --address %s", binary, w.status))
-	term.until("ready", "! backlog 1000000 asked")
+	term.until("ready", "of 1000000 asked")
 	if styled := term.tmux("capture-pane", "-p", "-e"); strings.Contains(styled, "31m") || strings.Contains(styled, "34m") {
 		t.Errorf("colours although NO_COLOR is set:\n%q", styled)
 	}

@@ -2,11 +2,13 @@ package top
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/charmbracelet/x/ansi"
 
+	"weir/internal/alert"
 	"weir/internal/queue"
 	"weir/internal/status"
 )
@@ -135,23 +137,28 @@ func latency(seconds float64) string {
 // notices are what needs attention, at most a quarter of the screen.
 func (m *Model) notices() []string {
 	s := m.frame.Snapshot
+	// Alerts are looked for each second; the first frame may be before that.
+	told := func(name, subject string) bool {
+		return slices.ContainsFunc(s.Alerts, func(a status.Alert) bool {
+			return a.Until == nil && a.Name == name && (subject == "" || a.Subject == subject)
+		})
+	}
 	var lines []string
-	for _, p := range s.Problems {
-		lines = append(lines, red("! "+status.Printable(p)))
+	if !told(alert.NotReady, "") {
+		for _, p := range s.Problems {
+			lines = append(lines, red("! "+status.Printable(p)))
+		}
 	}
 	for _, l := range s.Listeners {
-		if l.Granted < l.Asked {
-			lines = append(lines, red(fmt.Sprintf("! backlog %d asked, %d granted", l.Asked, l.Granted))+": "+status.Printable(l.Mend))
+		if l.Granted < l.Asked && !told(alert.BacklogShort, l.Name) {
+			lines = append(lines, red(fmt.Sprintf("! %s: backlog %d of %d asked", status.Printable(l.Name), l.Granted, l.Asked))+mend(l.Mend))
 		}
 	}
 	for _, a := range s.Alerts {
 		if a.Until != nil {
 			continue
 		}
-		line := red("! "+status.Printable(a.Subject+": "+a.Message)) + dim(" since "+a.Since.Local().Format(time.TimeOnly))
-		if a.Mend != "" {
-			line += " " + status.Printable(a.Mend)
-		}
+		line := red("! "+status.Printable(a.Subject+": "+a.Message)) + mend(a.Mend) + dim(" since "+a.Since.Local().Format(time.TimeOnly))
 		lines = append(lines, line)
 	}
 	if most := max(m.height/4, 1); len(lines) > most {
@@ -159,6 +166,13 @@ func (m *Model) notices() []string {
 		lines = append(lines[:most-1], red(fmt.Sprintf("! and %d more; see weir status", more)))
 	}
 	return lines
+}
+
+func mend(command string) string {
+	if command == "" {
+		return ""
+	}
+	return dim("  mend: ") + status.Printable(command)
 }
 
 // queues draws each queue as a bar, in the order of flow, on at most half of

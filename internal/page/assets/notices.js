@@ -46,18 +46,21 @@ export class Notices {
 }
 
 function notices(s) {
+  const on = (s.alerts ?? []).filter((a) => !a.until);
+  // Alerts are looked for each second; the first frame may be before that.
+  const told = (name, subject) => on.some((a) => a.name === name && (subject === undefined || a.subject === subject));
   const list = [];
-  for (const p of s.problems ?? []) list.push({ key: p, title: "Not ready.", text: p });
+  if (!told("not_ready")) for (const p of s.problems ?? []) list.push({ key: p, title: "Not ready.", text: p });
   for (const l of s.listeners ?? []) {
-    if (l.backlog_granted < l.backlog_asked) {
+    if (l.backlog_granted < l.backlog_asked && !told("backlog_short", l.name)) {
       list.push({
-        key: `backlog of ${l.name}`, title: "Backlog not granted.", mend: l.mend,
-        text: `${l.name} asked for ${l.backlog_asked}, the kernel grants ${l.backlog_granted}` + (l.limited_by ? `, limited by ${l.limited_by}. To mend it:` : "."),
+        key: `${title("backlog_short")} ${l.name}`, title: title("backlog_short") + ".", mend: l.mend,
+        text: `${l.name}: backlog ${l.backlog_granted} of ${l.backlog_asked} asked` + (l.limited_by ? `, limited by ${l.limited_by}` : ""),
       });
     }
   }
-  for (const a of s.alerts ?? []) {
-    if (!a.until) list.push({ key: `${title(a.name)} ${a.subject}`, title: title(a.name) + ".", text: `${a.subject}: ${a.message}`, mend: a.mend, since: a.since });
+  for (const a of on) {
+    list.push({ key: `${title(a.name)} ${a.subject}`, title: title(a.name) + ".", text: a.subject ? `${a.subject}: ${a.message}` : a.message, mend: a.mend, since: a.since });
   }
   for (const w of s.warnings ?? []) list.push({ key: w, title: "Warning.", text: w, mild: true });
   return list;
@@ -81,6 +84,6 @@ function since(t) {
 
 // title makes words of an alert's stable name.
 function title(name) {
-  const words = name.replaceAll("_", " ");
+  const words = name === "backlog_short" ? "backlog not granted" : name.replaceAll("_", " ");
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
