@@ -128,6 +128,7 @@ type Buffer struct {
 	sparing int
 	direct  bool // chunks are written and read with O_DIRECT
 
+	recents    recents
 	ids        idTable
 	pendingIDs map[id]*group // where an id is before it is durable
 

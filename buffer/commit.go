@@ -162,9 +162,12 @@ func (b *Buffer) committed(g *group, c *chunk, length int64, took time.Duration)
 	b.stats.entries += g.entries
 	b.stats.events += g.events
 	b.measure()
+	b.remember(g, c.seq, c.end-length, length)
 	b.room.Broadcast() // what was pending may be dropped now
 	for _, cur := range b.cursors {
-		cur.wake()
+		if cur.threshold == 0 || b.remaining(cur).Bytes >= cur.threshold {
+			cur.wake()
+		}
 	}
 	if b.stats.failing != nil {
 		b.log.Info("storing works again", zap.Duration("after", time.Since(b.stats.failingSince)))

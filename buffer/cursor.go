@@ -30,6 +30,7 @@ type Cursor struct {
 	pos       position
 	out       *position // where the batch that is out ends
 	oldest    time.Time // no undelivered entry is older; zero if there is none
+	threshold int64     // wake the reader only when so many bytes wait
 	recovered uint64
 	delivered uint64
 	dropped   map[string]uint64
@@ -137,6 +138,8 @@ type span struct {
 	from position
 	end  int64
 	salt uint32 // of the chunk
+	// trusted bytes never left the memory: their checksums are not checked.
+	trusted bool
 }
 
 // readable moves the cursor over the ends of chunks and returns what is there
@@ -154,7 +157,7 @@ func (c *Cursor) readable() (s span, ok bool) {
 	for {
 		ch := b.find(c.pos.seq)
 		if ch != nil && c.pos.off < ch.end {
-			return span{c.pos, ch.end, ch.salt}, true
+			return span{from: c.pos, end: ch.end, salt: ch.salt}, true
 		}
 		if ch != nil {
 			if !ch.sealed {
@@ -178,6 +181,14 @@ func (c *Cursor) readable() (s span, ok bool) {
 // holds.
 func (c *Cursor) read(s span, maxBytes int) (*Batch, error) {
 	from := s.from
+	if p, ok := c.recall(s, int64(maxBytes)); ok {
+		s.trusted = true
+		batch, _ := c.parse(p, s)
+		return batch, nil
+	}
+	c.b.mu.Lock()
+	c.b.stats.diskReads++
+	c.b.mu.Unlock()
 	if c.file == nil || c.fileSeq != from.seq {
 		if err := c.closeFile(); err != nil {
 			return nil, err
@@ -190,14 +201,8 @@ func (c *Cursor) read(s span, maxBytes int) (*Batch, error) {
 	}
 	// Whole blocks, so that what comes after damage is found at the next one.
 	want := min(s.end-from.off, max(int64(maxBytes)&^(BlockSize-1), BlockSize))
-	if int64(cap(c.arena)) > max(4*want, arenaKept) {
-		c.arena = nil // a large entry has passed
-	}
 	for {
-		if int64(cap(c.arena)) < want {
-			c.arena = alignedMemory(want)
-		}
-		p := c.arena[:want]
+		p := c.memory(want)
 		if _, err := c.file.ReadAt(p, from.off); err != nil {
 			return nil, fmt.Errorf("read %s at %d: %w", chunkName(c.b.opt.Dir, from.seq), from.off, err)
 		}
@@ -207,6 +212,18 @@ func (c *Cursor) read(s span, maxBytes int) (*Batch, error) {
 		}
 		want = more // the first frame alone is longer
 	}
+}
+
+// memory returns n bytes of the cursor's own, aligned to BlockSize.
+func (c *Cursor) memory(n int64) []byte {
+	if int64(cap(c.arena)) > max(4*n, arenaKept) {
+		c.arena = nil // a large entry has passed
+	}
+	if int64(cap(c.arena)) < n {
+		// Batches grow slowly when outputs fall behind.
+		c.arena = alignedMemory(n + n/4&^(BlockSize-1))
+	}
+	return c.arena[:n]
 }
 
 // arenaKept bytes and piecesKept entries are what a cursor keeps memory for
@@ -245,7 +262,7 @@ func (c *Cursor) parse(p []byte, s span) (batch *Batch, more int64) {
 			}
 			break
 		}
-		c.entries(batch, p[n+frameHead:n+frameHead+f.body], f, s.from.off+n)
+		c.entries(batch, p[n+frameHead:n+frameHead+f.body], f, s.from.off+n, s.trusted)
 		n += f.length()
 		batch.end.entries += f.entries
 		batch.end.events += f.events
@@ -266,10 +283,10 @@ func (s span) frame(p []byte, n int64) (frame, error) {
 }
 
 // entries decodes the body of a commit at off; what cannot be read is counted.
-func (c *Cursor) entries(batch *Batch, body []byte, f frame, off int64) {
+func (c *Cursor) entries(batch *Batch, body []byte, f frame, off int64, trusted bool) {
 	read := uint64(0)
 	for len(body) > 0 {
-		e, payload, size, err := decodeEntry(body, f.seed)
+		e, payload, size, err := decodeEntry(body, f.seed, trusted)
 		if err != nil {
 			c.foundDamage(f.chunk, off, err)
 			if errors.Is(err, errEntryHead) {
@@ -337,8 +354,31 @@ func (c *Cursor) pass(batch *Batch, state []byte, count func()) error {
 		c.oldest = time.Time{}
 	}
 	c.b.measure()
+	c.b.forgetRecent()
 	c.b.mu.Unlock()
 	c.b.removePassed()
+	return nil
+}
+
+// Gather waits until that many bytes, as Remaining counts them, wait behind the
+// cursor's position, or ctx ends: an output that takes batches from time to time
+// then takes a full one when it is there. The error is ctx's.
+func (c *Cursor) Gather(ctx context.Context, bytes int64) error {
+	c.b.mu.Lock()
+	c.threshold = bytes
+	c.b.mu.Unlock()
+	defer func() {
+		c.b.mu.Lock()
+		c.threshold = 0
+		c.b.mu.Unlock()
+	}()
+	for c.Remaining().Bytes < bytes {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.ready:
+		}
+	}
 	return nil
 }
 

@@ -28,6 +28,7 @@ type counters struct {
 	events, bytes          uint64
 	droppedChunks          uint64
 	duplicates             uint64
+	diskReads              uint64
 	peakBacklog            int64
 	peakPending            int64
 	latency                [len(commitBounds) + 1]uint64
@@ -72,6 +73,8 @@ type Stats struct {
 	// the other figures has them. IDs is how many ids are remembered.
 	Duplicates uint64
 	IDs        int
+	// DiskReads counts batches that were not in memory any more.
+	DiskReads uint64
 	// Latency is the time of write and fdatasync.
 	Latency Latency
 	// Failing is why storing does not work at the moment, and since when; nil if
@@ -121,7 +124,7 @@ func (b *Buffer) Stats() Stats {
 		Commits: c.commits, FailedCommits: c.failedCommits,
 		Entries: c.entries, Events: c.events, Bytes: c.bytes,
 		FailedEntries: c.failedEntries, DroppedChunks: c.droppedChunks,
-		Duplicates: c.duplicates, IDs: b.ids.count,
+		Duplicates: c.duplicates, IDs: b.ids.count, DiskReads: c.diskReads,
 		Failing: c.failing, FailingSince: c.failingSince,
 	}
 	for _, g := range []*group{b.next, b.current} {

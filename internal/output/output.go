@@ -185,7 +185,7 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 		if err := r.deliver(ctx, batch); err != nil {
 			return nil // stays in the buffer
 		}
-		if !full && !r.pause(ctx, r.c.FlushInterval) {
+		if !full && !r.gather(idle, r.c.FlushInterval) && ctx.Err() != nil {
 			return nil
 		}
 	}
@@ -214,6 +214,17 @@ func (r *Runner) pause(ctx context.Context, d time.Duration) bool {
 		return false
 	}
 	return true
+}
+
+// gather waits for d, less when draining or when a full batch waits; it is false
+// if ctx ends.
+func (r *Runner) gather(ctx context.Context, d time.Duration) bool {
+	if d > 0 {
+		wait, stop := context.WithTimeout(ctx, d)
+		defer stop()
+		_ = r.c.Cursor.Gather(wait, batchBytes/2) // full, or the time is over
+	}
+	return ctx.Err() == nil
 }
 
 // retryRead waits after a failed read of the buffer.
