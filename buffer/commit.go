@@ -99,6 +99,9 @@ func (b *Buffer) commit(g *group) error {
 	if noSpace(err) && b.dropSpares() {
 		err = b.commitOnce(g)
 	}
+	if noSpace(err) && b.dropDelivered() {
+		err = b.commitOnce(g)
+	}
 	var syncErr *syncError
 	if errors.As(err, &syncErr) {
 		b.log.Error("fdatasync failed: its chunk is closed, its entries are written again", zap.Error(err))

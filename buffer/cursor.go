@@ -151,6 +151,10 @@ func (c *Cursor) readable() (s span, ok bool) {
 	defer func() {
 		b.mu.Unlock()
 		if moved {
+			// An open file keeps its space when it is removed.
+			if err := c.closeFile(); err != nil {
+				b.log.Warn("passed chunk not closed", zap.String("cursor", c.name), zap.Error(err))
+			}
 			b.removePassed()
 		}
 	}()

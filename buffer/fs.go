@@ -202,11 +202,19 @@ func (f osFile) Allocate(size int64) error {
 	}
 }
 
+// Datasync also fails for a file that has no name any more: it will be gone when
+// it is closed, however durable its blocks are.
 func (f osFile) Datasync() error {
 	for {
 		err := unix.Fdatasync(int(f.Fd()))
 		if err == nil {
-			return nil
+			var st unix.Stat_t
+			if err = unix.Fstat(int(f.Fd()), &st); err == nil && st.Nlink == 0 {
+				err = unix.ENOENT
+			}
+			if err == nil {
+				return nil
+			}
 		}
 		if err != unix.EINTR {
 			return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"go.uber.org/zap"
@@ -157,6 +158,46 @@ func (b *Buffer) dropSpares() (any bool) {
 		}
 	}
 	return any
+}
+
+// dropDelivered gives back the space of the last chunk as well, once everything
+// is delivered: no other chunk can be begun on a full disk for it to be passed.
+// It reports whether there was anything.
+func (b *Buffer) dropDelivered() bool {
+	b.mu.Lock()
+	var held uint64
+	for _, c := range b.chunks {
+		held += c.entries
+	}
+	if b.backlog > 0 || held == 0 {
+		b.mu.Unlock()
+		return false
+	}
+	passed := slices.Clone(b.chunks)
+	b.forget(len(passed))
+	b.mu.Unlock()
+	if b.active != nil {
+		if err := b.active.Close(); err != nil {
+			b.log.Warn("chunk not closed", zap.String("file", chunkName(b.opt.Dir, passed[len(passed)-1].seq)), zap.Error(err))
+		}
+		b.active = nil
+	}
+	for _, c := range passed {
+		if c.damaged {
+			continue // kept as a whole
+		}
+		// A reader has the last one open still, which would keep its space.
+		f, err := b.fs.Open(chunkName(b.opt.Dir, c.seq), Cached)
+		if err == nil {
+			err = errors.Join(f.Truncate(0), f.Close())
+			c.size = 0
+		}
+		if err != nil {
+			b.log.Error("delivered chunk not cut", zap.String("file", chunkName(b.opt.Dir, c.seq)), zap.Error(err))
+		}
+	}
+	b.discard(passed)
+	return true
 }
 
 // release removes the file of a delivered chunk, or keeps it as a spare.

@@ -40,10 +40,15 @@ func packed(tag, chunk string, first, last int) ([]byte, error) {
 			return nil, err
 		}
 	}
+	return packedStream(tag, chunk, stream.Bytes(), last-first)
+}
+
+// packedStream encodes a PackedForward message of an event stream.
+func packedStream(tag, chunk string, stream []byte, events int) ([]byte, error) {
 	var msg bytes.Buffer
-	enc = msgpack.NewEncoder(&msg)
-	err := errors.Join(enc.EncodeArrayLen(3), enc.EncodeString(tag), enc.EncodeBytes(stream.Bytes()),
-		enc.EncodeMap(map[string]any{"chunk": chunk, "size": last - first}))
+	enc := msgpack.NewEncoder(&msg)
+	err := errors.Join(enc.EncodeArrayLen(3), enc.EncodeString(tag), enc.EncodeBytes(stream),
+		enc.EncodeMap(map[string]any{"chunk": chunk, "size": events}))
 	return msg.Bytes(), err
 }
 
@@ -53,6 +58,11 @@ func (c *client) send(tag, chunk string, first, last int) error {
 	if err != nil {
 		return err
 	}
+	return c.sendMessage(msg, chunk)
+}
+
+// sendMessage writes an encoded message and waits for the ack of its chunk.
+func (c *client) sendMessage(msg []byte, chunk string) error {
 	if err := c.conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		return err
 	}

@@ -54,6 +54,8 @@ type weir struct {
 	log    *syncBuffer
 	waited chan struct{}
 	err    error // of cmd.Wait, once waited is closed
+	client *http.Client
+	ready  bool // start has seen it ready
 }
 
 // options of start. The zero value gives a server on free loopback ports that
@@ -91,17 +93,14 @@ const defaultMatch = `
 func start(t *testing.T, o options) *weir {
 	t.Helper()
 	w := launch(t, o)
-	client := o.client
-	if client == nil {
-		client = http.DefaultClient
-	}
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		r, err := client.Get("http://" + w.status + "/readyz")
+		r, err := w.client.Get("http://" + w.status + "/readyz")
 		if err == nil {
 			io.Copy(io.Discard, r.Body)
 			r.Body.Close()
 			if r.StatusCode == http.StatusOK {
+				w.ready = true
 				return w
 			}
 		}
@@ -131,7 +130,10 @@ func launch(t *testing.T, o options) *weir {
 	if o.match == "" {
 		o.match = defaultMatch
 	}
-	w := &weir{t: t, dir: o.dir, addr: o.addr, status: o.status, log: &syncBuffer{}, waited: make(chan struct{})}
+	w := &weir{t: t, dir: o.dir, addr: o.addr, status: o.status, log: &syncBuffer{}, waited: make(chan struct{}), client: o.client}
+	if w.client == nil {
+		w.client = http.DefaultClient
+	}
 	host, port, err := net.SplitHostPort(w.addr)
 	if err != nil {
 		t.Fatal(err)
@@ -167,6 +169,13 @@ func launch(t *testing.T, o options) *weir {
 		close(w.waited)
 	}()
 	t.Cleanup(func() {
+		select {
+		case <-w.waited:
+		default:
+			if w.ready && !t.Failed() { // the test did not stop it itself
+				w.conserved()
+			}
+		}
 		w.cmd.Process.Kill()
 		<-w.waited
 		if t.Failed() {
@@ -176,9 +185,36 @@ func launch(t *testing.T, o options) *weir {
 	return w
 }
 
-// stop sends SIGTERM, waits and requires a clean end.
+// conserved requires promise P5 once weir is quiet: every event that came is
+// delivered, buffered, or dropped with a cause. It is called before weir is
+// stopped, so that no test can forget it; a kill in the midst of a load is the
+// one end without a quiet moment.
+func (w *weir) conserved() {
+	w.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		var off []status.Balance
+		for _, b := range w.snapshot().Balance {
+			if !b.Holds() {
+				off = append(off, b)
+			}
+		}
+		if len(off) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Errorf("events are not accounted for: %+v", off)
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// stop checks the sum of promise P5, sends SIGTERM, waits and requires a clean
+// end.
 func (w *weir) stop() {
 	w.t.Helper()
+	w.conserved()
 	w.signal(syscall.SIGTERM)
 	select {
 	case <-w.waited:
@@ -217,7 +253,7 @@ func (w *weir) snapshot() *status.Snapshot {
 // get reads one path of the status endpoint.
 func (w *weir) get(path string) string {
 	w.t.Helper()
-	r, err := http.Get("http://" + w.status + path)
+	r, err := w.client.Get("http://" + w.status + path)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -73,6 +73,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		for cause, n := range b.Dropped {
 			dropped[cause] += n
 		}
+		for part, n := range map[string]uint64{"recovered": b.Recovered, "received": b.Received, "delivered": b.Delivered, "buffered": b.Buffered, "dropped": b.DroppedTotal()} {
+			e.gauge("weir_balance_events", "Events by where they are: recovered + received = delivered + buffered + dropped at every quiet moment.", float64(n), "output", b.Output, "part", part)
+		}
+		e.gauge("weir_unaccounted_events", "recovered + received - delivered - buffered - dropped: messages on their way, 0 at every quiet moment.", float64(b.Unaccounted()), "output", b.Output)
 		e.gauge("weir_buffered_events", "Events that the output has still to deliver.", float64(b.Buffered), "output", b.Output)
 		e.gauge("weir_recovered_events", "Events found undelivered in the buffer at start.", float64(b.Recovered), "output", b.Output)
 	}

@@ -175,8 +175,12 @@ func (b Balance) DroppedTotal() uint64 {
 
 // Holds reports whether the sum is even. While messages are on their way it
 // may be off by those; at a quiet moment it must hold.
-func (b Balance) Holds() bool {
-	return b.Recovered+b.Received == b.Delivered+b.Buffered+b.DroppedTotal()
+func (b Balance) Holds() bool { return b.Unaccounted() == 0 }
+
+// Unaccounted is how many events are on their way between two of the counters,
+// negative if more have left than have come.
+func (b Balance) Unaccounted() int64 {
+	return int64(b.Recovered+b.Received) - int64(b.Delivered+b.Buffered+b.DroppedTotal())
 }
 
 // Output is one output plugin's state.

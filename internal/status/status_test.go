@@ -117,6 +117,8 @@ func TestMetrics(t *testing.T) {
 		`weir_connections_total{result="accepted"} 3`,
 		`weir_ack_seconds_bucket{le="0.001"} 1`,
 		`weir_delivered_events_total{output="out"} 90`,
+		`weir_balance_events{output="out",part="received"} 100`,
+		`weir_unaccounted_events{output="out"} 0`,
 		`weir_dropped_events_total{cause="retry_limit"} 1`,
 		`weir_tcp_connections{state="established"} 3`,
 		`weir_kernel_total{counter="ListenOverflows"} 371`,
