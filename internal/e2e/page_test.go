@@ -27,6 +27,7 @@ type browser struct {
 	ctx context.Context
 
 	mu         sync.Mutex
+	requests   int
 	complaints []string
 	expectLoss bool // weir was stopped: its requests fail
 }
@@ -55,6 +56,9 @@ func newBrowser(t *testing.T, host string) *browser {
 		case *log.EventEntryAdded: // violations of the policy among them
 			b.complain("log: %s %s", ev.Entry.Text, ev.Entry.URL)
 		case *network.EventRequestWillBeSent:
+			b.mu.Lock()
+			b.requests++
+			b.mu.Unlock()
 			if !strings.HasPrefix(ev.Request.URL, "http://"+host+"/") && !strings.HasPrefix(ev.Request.URL, "data:") {
 				b.complain("request to another host: %s", ev.Request.URL)
 			}
@@ -76,6 +80,29 @@ func (b *browser) complain(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !b.expectLoss || !strings.Contains(text, "net::ERR_") {
 		b.complaints = append(b.complaints, text)
 	}
+}
+
+// wouldComplain makes the page do what it must not, and requires that the
+// complaint was heard.
+func (b *browser) wouldComplain() {
+	b.t.Helper()
+	b.mu.Lock()
+	before, requests := len(b.complaints), b.requests
+	b.mu.Unlock()
+	if requests < 12 {
+		b.t.Errorf("only %d requests of the page were seen", requests)
+	}
+	b.text(`document.body.insertAdjacentHTML("beforeend", '<img id="foreign" alt="" src="http://127.0.0.1:1/x.png" style="color: red">'), "done"`)
+	waitFor(b.t, 20*time.Second, func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if text := strings.Join(b.complaints[before:], "\n"); !strings.Contains(text, "img-src") || !strings.Contains(text, "style-src") {
+			return fmt.Errorf("no complaint of a foreign image and an inline style: %q", text)
+		}
+		b.complaints = b.complaints[:before]
+		return nil
+	})
+	b.text(`document.getElementById("foreign").remove(), "done"`)
 }
 
 func (b *browser) do(actions ...chromedp.Action) {
@@ -153,7 +180,7 @@ func TestPage(t *testing.T) {
 	o := options{dir: t.TempDir(), source: "backlog 1000000\non_backlog_mismatch warn"}
 	w := start(t, o)
 	b := newBrowser(t, w.status)
-	b.do(chromedp.EmulateViewport(1440, 900), chromedp.Navigate("http://"+w.status+"/"))
+	b.do(network.Enable(), chromedp.EmulateViewport(1440, 900), chromedp.Navigate("http://"+w.status+"/"))
 	b.until("a live connection", `document.getElementById("connection").textContent === "live"`)
 	granted := strings.TrimSpace(string(somaxconn))
 	b.until("the mismatch", fmt.Sprintf(`((n) => n.includes("1000000") && n.includes(%q) && n.includes("sysctl -w net.core.somaxconn=1000000"))(document.getElementById("notices").innerText)`, granted))
@@ -224,6 +251,8 @@ func TestPage(t *testing.T) {
 			saveScreenshot(b, fmt.Sprintf("page-%d-%s.png", width, scheme))
 		}
 	}
+
+	b.wouldComplain()
 
 	b.mu.Lock()
 	b.expectLoss = true

@@ -155,6 +155,7 @@ func (s *stream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Accel-Buffering", "no") // nginx would hold the events back
 	rc := http.NewResponseController(w)
 	// The server's limits are for requests that end.

@@ -83,7 +83,7 @@ class Chart {
     this.chart = new uPlot({
       ...this.size(),
       legend: { show: false },
-      padding: [6, 2, 0, 0],
+      padding: [6, 14, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { show: false }, sync: { key: "weir" } },
       scales: {
         x: { time: true, range: () => [this.end() - span, this.end()] },

@@ -87,6 +87,6 @@ export class Senders {
     fill(this.body, sorted, (s) => s.address, (s) => columns.map((c) => c.cell(s, now)));
     this.table.hidden = this.senders.length === 0;
     this.none.hidden = this.senders.length > 0;
-    write(this.known, total > sorted.length ? `${count(sorted.length)} of ${count(total)} senders` : total > 0 ? `${count(total)} senders` : "");
+    write(this.known, total > sorted.length ? `${count(sorted.length)} of ${count(total)} senders` : total > 0 ? `${count(total)} ${total === 1 ? "sender" : "senders"}` : "");
   }
 }
