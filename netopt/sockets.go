@@ -15,6 +15,8 @@ type ListenSocket struct {
 	// Addr is what it is bound to; a socket of both families has the IPv6
 	// wildcard.
 	Addr netip.AddrPort
+	// V6Only: it takes no IPv4 (IPV6_V6ONLY, ipv6(7)).
+	V6Only bool
 	// Depth waits for accept(2), Backlog is the effective backlog.
 	Depth, Backlog int
 	// Drops is the socket's own counter, see Queue.Drops.
@@ -28,8 +30,9 @@ type ListenSocket struct {
 func ListenSockets() ([]ListenSocket, error) {
 	const (
 		stateListen = 10
-		attrMemInfo = 7 // INET_DIAG_SKMEMINFO
-		attrDrops   = 8 // SK_MEMINFO_DROPS, of 32 bits each
+		attrMemInfo = 7  // INET_DIAG_SKMEMINFO
+		attrDrops   = 8  // SK_MEMINFO_DROPS, of 32 bits each
+		attrV6Only  = 11 // INET_DIAG_SKV6ONLY
 		attrHeader  = 4
 	)
 	ne := binary.NativeEndian
@@ -55,6 +58,9 @@ func ListenSockets() ([]ListenSocket, error) {
 				}
 				if at := attrHeader + 4*attrDrops; ne.Uint16(a[2:]) == attrMemInfo && n >= at+4 {
 					s.Drops = uint64(ne.Uint32(a[at:]))
+				}
+				if ne.Uint16(a[2:]) == attrV6Only && n > attrHeader {
+					s.V6Only = a[attrHeader] != 0
 				}
 				a = a[min((n+3)&^3, len(a)):]
 			}

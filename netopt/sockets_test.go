@@ -17,6 +17,7 @@ func TestListenSockets(t *testing.T) {
 	err := ns.Do(func() error {
 		quiet := listen(t, "tcp", "127.0.0.1:0", netopt.Config{Backlog: 7})
 		both := listen(t, "tcp", "[::]:0", netopt.Config{Backlog: 9})
+		six := listen(t, "tcp6", "[::]:0", netopt.Config{Backlog: 11})
 		full := listen(t, "tcp", "127.0.0.1:0", netopt.Config{Backlog: 1})
 		for range 2 { // backlog + 1 are held
 			c, err := net.Dial("tcp", full.Addr().String())
@@ -34,21 +35,21 @@ func TestListenSockets(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if len(all) != 3 {
-			t.Errorf("%d sockets, want 3: %+v", len(all), all)
+		if len(all) != 4 {
+			t.Errorf("%d sockets, want 4: %+v", len(all), all)
 		}
 		for _, want := range []struct {
 			l              *netopt.Listener
 			depth, backlog int
 			dropped        bool
-		}{{quiet, 0, 7, false}, {both, 0, 9, false}, {full, 2, 1, true}} {
+		}{{quiet, 0, 7, false}, {both, 0, 9, false}, {six, 0, 11, false}, {full, 2, 1, true}} {
 			addr := want.l.Addr().(*net.TCPAddr).AddrPort()
 			i := slices.IndexFunc(all, func(s netopt.ListenSocket) bool { return s.Addr == addr })
 			if i < 0 {
 				t.Errorf("no %v in %+v", addr, all)
 				continue
 			}
-			if s := all[i]; s.Depth != want.depth || s.Backlog != want.backlog || s.Drops > 0 != want.dropped || s.Inode == 0 {
+			if s := all[i]; s.Depth != want.depth || s.Backlog != want.backlog || s.Drops > 0 != want.dropped || s.Inode == 0 || s.V6Only != (want.l == six) {
 				t.Errorf("%+v, want %+v", s, want)
 			}
 		}

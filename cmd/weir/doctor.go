@@ -119,12 +119,17 @@ func runDoctor(cmd *cobra.Command, configPath string, o doctorOptions) error {
 			}
 		}
 	}
+	m := doctor.Host()
+	t := doctor.Target{Config: c}
+	// A weir that does not run is usual, one that was named and does not answer is
+	// not. A certificate that cannot be read is a finding.
 	e, err := endpointOf(c, o.address)
-	if err != nil {
+	if err == nil {
+		t.Running, err = running(cmd.Context(), e)
+	}
+	if err != nil && o.address != "" {
 		return err
 	}
-	m := doctor.Host()
-	t := doctor.Target{Config: c, Running: running(cmd.Context(), e)}
 	if o.senders != 0 {
 		if t.Fleet, err = simulate(cmd.Context(), m, t, o); err != nil {
 			return err
@@ -168,17 +173,17 @@ func writeDoctor(out io.Writer, findings []doctor.Finding, t doctor.Target, asJS
 	return doctor.WriteText(out, findings, colour)
 }
 
-// running asks the weir at e for its listeners; nil if none answers.
-func running(ctx context.Context, e *endpoint) *doctor.Running {
+// running asks the weir at e for its listeners.
+func running(ctx context.Context, e *endpoint) (*doctor.Running, error) {
 	body, err := e.fetchStatus(ctx)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var s status.Snapshot
 	if err := json.Unmarshal(body, &s); err != nil {
-		return nil
+		return nil, fmt.Errorf("the answer of %s is not weir's: %w", e.address, err)
 	}
-	return runningOf(&s)
+	return runningOf(&s), nil
 }
 
 func runningOf(s *status.Snapshot) *doctor.Running {

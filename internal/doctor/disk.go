@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"weir/internal/config"
 )
 
 // store is a directory that weir writes to.
@@ -250,19 +252,23 @@ const expiresSoon = 14 * 24 * time.Hour
 // certificates looks at the files of every <transport tls>.
 func certificates(v *view) ([]Finding, error) {
 	var all []Finding
-	for _, s := range v.Config.Sources {
-		if s.TLS == nil {
-			continue
+	check := func(id string, t *config.TLS) {
+		if t == nil {
+			return
 		}
-		for _, path := range []string{s.TLS.CertPath, s.TLS.CACertPath, s.TLS.ClientCAPath} {
+		for _, path := range []string{t.CertPath, t.CACertPath, t.ClientCAPath} {
 			if path != "" {
 				all = append(all, v.certificate(path)...)
 			}
 		}
-		if s.TLS.Insecure && s.TLS.CertPath == "" && s.TLS.CACertPath == "" {
-			all = append(all, finding(Note, s.ID, "insecure true: weir makes a certificate of its own at each start", "senders cannot tell weir from anybody else", "cert_path and private_key_path")...)
+		if t.Insecure && t.CertPath == "" && t.CACertPath == "" {
+			all = append(all, finding(Note, id, "insecure true: weir makes a certificate of its own at each start", "senders cannot tell weir from anybody else", "cert_path and private_key_path")...)
 		}
 	}
+	for _, s := range v.Config.Sources {
+		check(s.ID, s.TLS)
+	}
+	check(v.Config.Monitor.ID, v.Config.Monitor.TLS)
 	return all, nil
 }
 

@@ -27,7 +27,10 @@ type Target struct {
 
 // Running is what a running weir tells of itself.
 type Running struct {
-	PID       int
+	PID int
+	// Silent: the kernel has its listeners, and its status endpoint does not
+	// answer.
+	Silent    bool
 	Listeners []RunningListener
 }
 
@@ -105,6 +108,9 @@ func run(ctx context.Context, m *Machine, t Target, cheap bool) []Finding {
 	var socketsErr error
 	if v.sockets, socketsErr = m.Sockets(); socketsErr != nil {
 		v.sockets = nil
+	}
+	if t.Running == nil {
+		v.Running = v.fromKernel()
 	}
 	var all []Finding
 	for _, c := range checks() {

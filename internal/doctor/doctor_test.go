@@ -282,10 +282,20 @@ func TestBadMachines(t *testing.T) {
 			m.set("proc/200/comm", "ruby\n")
 		}, "port-in-use", Error, []string{"ruby", "process 200"}},
 		{"port taken by who knows", func(m *machine) { m.sockets = []netopt.ListenSocket{socket("0.0.0.0:24224", 0, 4096, 0)} }, "port-in-use", Warning, []string{"user 33", "root"}},
-		{"weir without status", func(m *machine) {
+		{"port taken for all addresses", func(m *machine) {
+			m.source = "bind 127.0.0.1"
 			m.sockets = []netopt.ListenSocket{socket("[::]:24224", 0, 4096, 0)}
+			m.links["proc/200/fd/3"] = "socket:[4711]"
+			m.set("proc/200/comm", "ruby\n")
+		}, "port-in-use", Error, []string{"127.0.0.1:24224 ([::]:24224)", "ruby", "process 200"}},
+		{"a silent weir with too small a backlog", func(m *machine) {
+			m.sockets = []netopt.ListenSocket{socket("0.0.0.0:24224", 0, 128, 0)}
 			m.links["proc/100/fd/3"] = "socket:[4711]"
-		}, "port-in-use", Note, []string{"weir listens there already", "127.0.0.1:24220"}},
+		}, "backlog", Warning, []string{"a backlog of 128", "4096 now"}},
+		{"weir without status", func(m *machine) {
+			m.sockets = []netopt.ListenSocket{socket("0.0.0.0:24224", 0, 4096, 0)}
+			m.links["proc/100/fd/3"] = "socket:[4711]"
+		}, "port-in-use", Note, []string{"weir listens there, process 100", "127.0.0.1:24220"}},
 		{"fleet too large for the backlog", func(m *machine) {
 			m.fleet = &fleet.Fleet{Senders: 5000, Heartbeat: fleet.TCP, HeartbeatEvery: time.Second, FlushEvery: 10 * time.Second, FlushBytes: 1000, Keepalive: true, Stall: time.Second}
 			m.set("proc/sys/net/netfilter/nf_conntrack_max", "10000000")
@@ -307,7 +317,7 @@ func TestBadMachines(t *testing.T) {
 				if f.Severity == OK {
 					continue
 				}
-				if f.Check != c.check {
+				if f.Check != c.check && f.Severity.rank() >= c.severity.rank() {
 					t.Errorf("found as well: %+v", f)
 					continue
 				}
@@ -328,6 +338,31 @@ func TestBadMachines(t *testing.T) {
 				t.Errorf("no %s of %s with %q:\n%+v", c.severity, c.check, c.want, m.findings(t))
 			}
 		})
+	}
+}
+
+// TestConflict: which sockets keep weir from listening.
+func TestConflict(t *testing.T) {
+	for _, c := range []struct {
+		address, socket string
+		only, want      bool
+	}{
+		{"127.0.0.1:24224", "127.0.0.1:24224", false, true},
+		{"127.0.0.1:24224", "127.0.0.1:24225", false, false},
+		{"127.0.0.1:24224", "127.0.0.2:24224", false, false},
+		{"127.0.0.1:24224", "0.0.0.0:24224", false, true},
+		{"0.0.0.0:24224", "10.0.0.1:24224", false, true},
+		{"127.0.0.1:24224", "[::]:24224", false, true},
+		{"127.0.0.1:24224", "[::]:24224", true, false},
+		{"127.0.0.1:24224", "[::1]:24224", true, false},
+		{"[::]:24224", "10.0.0.1:24224", false, true},
+		{"[::1]:24224", "0.0.0.0:24224", false, false},
+	} {
+		s := socket(c.socket, 0, 1, 0)
+		s.V6Only = c.only
+		if got := conflict(c.address, s); got != c.want {
+			t.Errorf("%s and %s (only %v): %v", c.address, c.socket, c.only, got)
+		}
 	}
 }
 

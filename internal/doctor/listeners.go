@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,11 +34,6 @@ func backlog(v *view) ([]Finding, error) {
 
 func backlogOf(v *view, l listener, limit int) []Finding {
 	granted := l.granted
-	if granted == 0 && v.Running != nil {
-		if s := v.socketsOf(l.address); len(s) > 0 {
-			granted = s[0].Backlog
-		}
-	}
 	raise := func(n int) string { return fmt.Sprintf("sysctl -w net.core.somaxconn=%d", n) }
 	reload := ", then reload weir (SIGHUP), which calls listen(2) again and loses nothing"
 	switch {
@@ -50,7 +47,6 @@ func backlogOf(v *view, l listener, limit int) []Finding {
 		return finding(Warning, l.address, fmt.Sprintf("the listener has a backlog of %d, although net.core.somaxconn allows %d now", granted, limit),
 			"a raised somaxconn takes effect only when listen(2) is called again", "systemctl reload weir, or kill -HUP of its process")
 	}
-	l.granted = granted
 	effective := l.effective(limit)
 	if effective < min(l.max, 1024) {
 		mend := raise(usualBacklog)
@@ -166,7 +162,12 @@ func counters(text, table string) map[string]uint64 {
 func portInUse(v *view) ([]Finding, error) {
 	var all []Finding
 	for _, l := range v.listeners() {
-		sockets := v.socketsOf(l.address)
+		var sockets []netopt.ListenSocket
+		for _, s := range v.sockets {
+			if conflict(l.address, s) {
+				sockets = append(sockets, s)
+			}
+		}
 		if len(sockets) == 0 {
 			if v.Running == nil {
 				all = append(all, ok(l.address, "the port is free")...)
@@ -180,10 +181,52 @@ func portInUse(v *view) ([]Finding, error) {
 	return all, nil
 }
 
+// conflict reports whether a listener at address cannot be where s is: the same
+// address, or a wildcard on either side that takes in the other (bind(2)).
+func conflict(address string, s netopt.ListenSocket) bool {
+	if sameAddress(address, s.Addr.String()) {
+		return true
+	}
+	host, _, err := net.SplitHostPort(address)
+	ip, parseErr := netip.ParseAddr(host)
+	if err != nil || parseErr != nil || port(address) != int(s.Addr.Port()) {
+		return false
+	}
+	ip, other := ip.Unmap(), s.Addr.Addr().Unmap()
+	if ip.Is4() == other.Is4() {
+		return ip.IsUnspecified() || other.IsUnspecified()
+	}
+	// An IPv6 wildcard takes IPv4 as well, unless it says no. weir's does.
+	return other.Is6() && other.IsUnspecified() && !s.V6Only || ip.Is6() && ip.IsUnspecified()
+}
+
+// fromKernel finds a weir whose status endpoint does not answer by its sockets;
+// nil if there is none, or if it cannot be read whose they are.
+func (v *view) fromKernel() *Running {
+	var r *Running
+	for _, l := range v.listeners() {
+		for _, s := range v.socketsOf(l.address) {
+			if pid, name := v.holder(s.Inode); name == "weir" {
+				if r == nil {
+					r = &Running{PID: pid, Silent: true}
+				}
+				r.Listeners = append(r.Listeners, RunningListener{Address: s.Addr.String(), Granted: s.Backlog})
+			}
+		}
+	}
+	return r
+}
+
 func (v *view) owner(address string, s netopt.ListenSocket) []Finding {
 	pid, name := v.holder(s.Inode)
 	ss := fmt.Sprintf("ss -ltnp 'sport = :%d'", s.Addr.Port())
+	if at := s.Addr.String(); !sameAddress(address, at) {
+		address += " (" + at + ")"
+	}
 	switch {
+	case v.Running != nil && v.Running.Silent && pid == v.Running.PID:
+		return finding(Note, address, fmt.Sprintf("weir listens there, process %d, and its status endpoint does not answer at %s", pid, v.Config.Monitor.Address()),
+			"what that weir has was read from the kernel alone", "give the configuration that it runs with (-c)")
 	case v.Running != nil && (pid == v.Running.PID || pid == 0):
 		return ok(address, "weir listens there, process %d", v.Running.PID)
 	case pid == 0:
@@ -191,9 +234,6 @@ func (v *view) owner(address string, s netopt.ListenSocket) []Finding {
 			"weir cannot listen where another process does", "as root: "+ss+", then stop it or choose another port")
 	case name == "systemd":
 		return ok(address, "systemd holds the socket for weir (weir.socket)")
-	case name == "weir":
-		return finding(Note, address, fmt.Sprintf("weir listens there already, process %d, and its status endpoint does not answer at %s", pid, v.Config.Monitor.Address()),
-			"what that weir has was read from the kernel alone", "give the configuration that it runs with (-c)")
 	}
 	return finding(Error, address, fmt.Sprintf("%s listens there, process %d", name, pid), "weir cannot start: the port is taken", "stop it, or choose another port; "+ss)
 }
