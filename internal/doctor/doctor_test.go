@@ -438,6 +438,19 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+// TestCertificateOfStatus: the status endpoint's counts as well.
+func TestCertificateOfStatus(t *testing.T) {
+	m := good()
+	m.source = "</source>\n<source>\n@type monitor_agent\n<transport tls>\ncert_path /etc/weir/s.pem\nprivate_key_path /etc/weir/s.key\n</transport>"
+	m.set("etc/weir/s.pem", certificate(t, now.Add(-48*time.Hour), now.Add(-24*time.Hour)))
+	for _, f := range m.findings(t) {
+		if f.Check == "certificates" && f.Severity == Error && f.Subject == "/etc/weir/s.pem" {
+			return
+		}
+	}
+	t.Error("an expired certificate of the status endpoint is not found")
+}
+
 // TestUnreadable: whatever file is missing or holds garbage, no check crashes,
 // and one that cannot be made says so.
 func TestUnreadable(t *testing.T) {
