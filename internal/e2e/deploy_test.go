@@ -100,7 +100,7 @@ func exposed(expr, metrics string) error {
 		if !ok || fromPrometheus[s.Name] {
 			return nil
 		}
-		series := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(s.Name) + `(\{.*\})? `).FindAllString(metrics, -1)
+		series := regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(s.Name)+`(\{.*\})? `).FindAllString(metrics, -1)
 		if len(series) == 0 {
 			missing = append(missing, fmt.Errorf("%s: weir has no %s", expr, s.Name))
 		}
