@@ -3,7 +3,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +27,37 @@ func TestLoadCommand(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// TestLoadTLS uses TLS, the handshake and users.
+func TestLoadTLS(t *testing.T) {
+	w := start(t, options{source: `
+  <transport tls>
+    insecure true
+  </transport>
+  <security>
+    self_hostname receiver
+    shared_key key
+    user_auth true
+    <user>
+      username u
+      password p
+    </user>
+  </security>`})
+	common := []string{"load", w.addr, "--count", "2000", "--tls", "--shared-key", "key"}
+	out := run(t, binary, append(common, "--insecure", "--user", "u:p")...)
+	if !strings.Contains(out, "2000 events in 2 chunks; 0 chunks not acked") {
+		t.Error(out)
+	}
+	for want, args := range map[string][]string{
+		"certificate":            {"--user", "u:p"},
+		"username/password mism": {"--insecure", "--user", "u:wrong"},
+	} {
+		out, err := exec.Command(binary, append(common, args...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
 }
 
 // TestLoadSurvivesKill kills weir under load and starts it again: what was not
