@@ -36,6 +36,7 @@ func main() {
 // bench is one run.
 type bench struct {
 	weir, otel, dir string
+	only            string
 	duration        time.Duration
 	rounds          int
 }
@@ -58,6 +59,7 @@ func run(args []string) error {
 	fs.StringVar(&b.dir, "dir", "", "directory on the disk to measure (default: a temporary one)")
 	fs.DurationVar(&b.duration, "duration", 3*time.Second, "of each case")
 	fs.IntVar(&b.rounds, "rounds", 3, "how often each case is run; the median counts")
+	fs.StringVar(&b.only, "only", "", "run only cases whose name has this in it")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -68,6 +70,11 @@ func run(args []string) error {
 	defer os.RemoveAll(b.dir)
 	if b.weir, err = filepath.Abs(b.weir); err != nil {
 		return err
+	}
+	if b.otel != "" {
+		if b.otel, err = filepath.Abs(b.otel); err != nil {
+			return err
+		}
 	}
 	return b.table()
 }
@@ -230,6 +237,9 @@ func (b *bench) table() error {
 	fmt.Println("|---|---|---|---|---|---|---|---|")
 	direct, packed := 0.0, 0.0
 	for _, c := range cases {
+		if !strings.Contains(c.name, b.only) {
+			continue
+		}
 		r, err := b.measure(c.kind, c.o)
 		if err != nil {
 			fmt.Printf("| %s | failed: %v |\n", c.name, err)
@@ -242,6 +252,9 @@ func (b *bench) table() error {
 			packed = r.EventsPerSecond
 		}
 		b.row(c.name, r, direct)
+	}
+	if b.only != "" {
+		return nil
 	}
 	half := b.options("packed", 4)
 	half.Rate, half.Window = packed/2, 4
