@@ -155,6 +155,8 @@ func TestInvalidJSON(t *testing.T) {
 		{"entries", `["t",[[1,{"a":1}],["noon",{}],[2,null],[3,{}]],{"chunk":"id"}]`, `{"ack":"id"}`, `["t",[["noon",{}]]]`, 2},
 		{"message", `["t","noon",{},{"chunk":"id"}]`, `{"ack":"id"}`, `["t","noon",{},{"chunk":"id"}]`, 0},
 		{"record with a chunk", `["t","noon",{"chunk":"id"}]`, ``, `["t","noon",{"chunk":"id"}]`, 0},
+		{"too many elements", `["t",1,{},{},1,2,{"chunk":"id"}]`, `{"ack":"id"}`, `["t",1,{},{},1,2,{"chunk":"id"}]`, 0},
+		{"entries, nothing valid", `["t",[ 1 ,"x"]]`, ``, `["t",[1,"x"]]`, 0},
 		{"object", `{"log":"x"}`, ``, `{"log":"x"}`, 0},
 		{"nil record", `["t",1,null,{"chunk":"id"}]`, `{"ack":"id"}`, ``, 0},
 	} {
@@ -175,6 +177,23 @@ func TestInvalidJSON(t *testing.T) {
 				t.Errorf("invalid %s, want %s", bad, c.bad)
 			}
 		})
+	}
+}
+
+// TestJSONHoldsToTheBudget: JSON takes many times its size to convert, within the
+// memory budget; what could never fit is refused at once.
+func TestJSONHoldsToTheBudget(t *testing.T) {
+	const budget = 1 << 20
+	h := &sorting{}
+	r := serve(t, Config{Handler: h, Quarantine: true, Memory: budget})
+	small := `["t",[` + strings.Repeat(`[],`, 10_000) + `[1,{}]],{"chunk":"id"}]`
+	if got := r.talk([]byte(small)); string(got) != `{"ack":"id"}` || h.count != 1 || len(h.invalid) != 1 || h.invalid[0].Events != 10_000 {
+		t.Errorf("answer %q, %d events, invalid %d", got, h.count, len(h.invalid))
+	}
+	r.talk([]byte(`["t",[` + strings.Repeat(`[],`, 100_000) + `[1,{}]]]`))
+	st := r.Stats()
+	if st.RefusedMessages[ReasonSize] != 1 || st.MemoryPeak > budget || st.MemoryHeld != 0 {
+		t.Errorf("refused %v, memory %d, peak %d", st.RefusedMessages, st.MemoryHeld, st.MemoryPeak)
 	}
 }
 

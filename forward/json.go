@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -72,11 +73,7 @@ func (s *session) nextJSON(ctx context.Context, p []byte) (more bool, err error)
 		return true, nil
 	}
 	p = p[:s.text.pos]
-	m, err := s.messageOfJSON(p)
-	var why *Refusal
-	if errors.As(err, &why) && s.srv.config.Quarantine && why.canSetAside() {
-		m, err = s.invalidJSON(p, why), nil
-	}
+	m, err := s.convertJSON(ctx, p)
 	if err != nil {
 		return false, err
 	}
@@ -86,6 +83,57 @@ func (s *session) nextJSON(ctx context.Context, p []byte) (more bool, err error)
 	s.consume(len(p))
 	s.text = jsonScanner{}
 	return false, nil
+}
+
+// jsonCost is how many bytes it takes, at most and for a while, to convert a byte
+// of JSON: copies of elements, their msgpack in a buffer that doubles ("1.5," are 9
+// bytes then), and what is not valid.
+const jsonCost = 10
+
+// convertJSON makes a Message of the whole JSON value p, or of what can be taken
+// of it, within the memory budget.
+func (s *session) convertJSON(ctx context.Context, p []byte) (*Message, error) {
+	cost := int64(len(p)) * jsonCost
+	if cost > s.srv.memory.limit/2 {
+		return nil, refuse(ReasonSize, fmt.Errorf("JSON: %d bytes of text are too much for the memory limit of %d; raise memory_limit, or send msgpack", len(p), s.srv.memory.limit))
+	}
+	if !s.srv.memory.acquire(ctx, cost, s.srv.config.MemoryWait) {
+		return nil, s.noMemory(cost)
+	}
+	defer s.srv.memory.release(cost)
+	parts, err := jsonElements(p)
+	var m *Message
+	if err == nil {
+		m, err = s.messageOfJSON(parts)
+	}
+	var why *Refusal
+	if errors.As(err, &why) && s.srv.config.Quarantine && why.canSetAside() {
+		return s.invalidJSON(parts, p, why), nil
+	}
+	return m, err
+}
+
+// jsonElements splits a message into its elements. Of more than 5 it gives the
+// first 4 and the last, which may be the option.
+func jsonElements(p []byte) (parts []json.RawMessage, err error) {
+	if p[0] != '[' {
+		return nil, refuse(ReasonType, errors.New("JSON: a message is an array, not an object"))
+	}
+	dec := json.NewDecoder(bytes.NewReader(p))
+	_, err = dec.Token()
+	for err == nil && dec.More() {
+		var part json.RawMessage
+		if err = dec.Decode(&part); err == nil {
+			parts = append(parts[:min(len(parts), 4)], part)
+		}
+	}
+	if err == nil {
+		_, err = dec.Token()
+	}
+	if err != nil {
+		return nil, refuse(ReasonBroken, fmt.Errorf("JSON: %w", err))
+	}
+	return parts, nil
 }
 
 // onlyBlanks reports whether nothing but white space waits in the buffer, as
@@ -102,16 +150,9 @@ func blanks(p []byte) int {
 // messageOfJSON converts [tag, time, record(, option)] or
 // [tag, [[time, record], …](, option)] to msgpack. The record keeps the order
 // of its keys.
-func (s *session) messageOfJSON(p []byte) (*Message, error) {
-	if p[0] != '[' {
-		return nil, refuse(ReasonType, errors.New("JSON: a message is an array, not an object"))
-	}
-	var parts []json.RawMessage
-	if err := json.Unmarshal(p, &parts); err != nil {
-		return nil, refuse(ReasonBroken, fmt.Errorf("JSON: %w", err))
-	}
+func (s *session) messageOfJSON(parts []json.RawMessage) (*Message, error) {
 	if len(parts) < 2 || len(parts) > 4 {
-		return nil, refuse(ReasonType, fmt.Errorf("JSON: a message is an array of 2 to 4, not of %d", len(parts)))
+		return nil, refuse(ReasonType, errors.New("JSON: a message is an array of 2 to 4 elements"))
 	}
 	var tag string
 	if err := json.Unmarshal(parts[0], &tag); err != nil {
@@ -128,11 +169,7 @@ func (s *session) messageOfJSON(p []byte) (*Message, error) {
 	rest := parts[2:]
 	if parts[1][0] == '[' {
 		m.Mode = ModeForward
-		var entries []json.RawMessage
-		if err := json.Unmarshal(parts[1], &entries); err != nil {
-			return nil, refuse(ReasonBroken, fmt.Errorf("JSON: %w", err))
-		}
-		if err := s.encodeEntries(m, enc, &stream, parts[0], entries); err != nil {
+		if err := s.encodeEntries(m, enc, &stream, parts[0], parts[1]); err != nil {
 			return nil, err
 		}
 	} else {
@@ -175,40 +212,49 @@ func (s *session) messageOfJSON(p []byte) (*Message, error) {
 
 // encodeEntries writes the entries that are valid to the stream. Without a
 // quarantine, the first that is not is the error.
-func (s *session) encodeEntries(m *Message, enc *msgpack.Encoder, stream *bytes.Buffer, tag json.RawMessage, entries []json.RawMessage) error {
-	var bad []json.RawMessage
+func (s *session) encodeEntries(m *Message, enc *msgpack.Encoder, stream *bytes.Buffer, tag, entries json.RawMessage) error {
+	var bad bytes.Buffer
 	var why *Refusal
-	for _, e := range entries {
-		start := stream.Len()
-		err := encodeJSON(enc, stream, e)
-		if err == nil {
-			err = checkEvent(stream.Bytes()[start:], s.srv.limits.depth)
+	invalid := 0
+	dec := json.NewDecoder(bytes.NewReader(entries))
+	_, err := dec.Token() // the [, looked at before
+	var e json.RawMessage
+	for err == nil && dec.More() {
+		if err = dec.Decode(&e); err != nil {
+			break
 		}
-		if err == nil {
+		start := stream.Len()
+		notValid := encodeJSON(enc, stream, e)
+		if notValid == nil {
+			notValid = checkEvent(stream.Bytes()[start:], s.srv.limits.depth)
+		}
+		if notValid == nil {
 			m.Events++
 			continue
 		}
 		stream.Truncate(start)
-		if errors.Is(err, errNilRecord) {
+		if errors.Is(notValid, errNilRecord) {
 			s.srv.counters.nilRecords.Add(1)
 			continue
 		}
-		if why == nil && !errors.As(err, &why) {
-			why = streamRefusal(err)
+		if why == nil && !errors.As(notValid, &why) {
+			why = streamRefusal(notValid)
 		}
 		if !s.srv.config.Quarantine || s.srv.config.QuarantineWhole {
 			return why
 		}
-		bad = append(bad, e)
+		invalid++
+		bad.WriteByte(',')
+		bad.Write(e)
 	}
-	if len(bad) == 0 {
-		return nil
-	}
-	rest, err := json.Marshal([]any{tag, bad})
 	if err != nil {
 		return refuse(ReasonBroken, fmt.Errorf("JSON: %w", err))
 	}
-	m.Invalid = &Invalid{Reason: why.Reason, Err: why.Err, Kind: InvalidJSON, Tag: m.Tag, Data: rest, Events: len(bad)}
+	if invalid == 0 {
+		return nil
+	}
+	rest := slices.Concat([]byte("["), tag, []byte(",["), bad.Bytes()[1:], []byte("]]"))
+	m.Invalid = &Invalid{Reason: why.Reason, Err: why.Err, Kind: InvalidJSON, Tag: m.Tag, Data: rest, Events: invalid}
 	return nil
 }
 
@@ -223,12 +269,12 @@ func checkEvent(p []byte, depth int) error {
 	return err
 }
 
-// invalidJSON makes a Message of a JSON value that cannot be taken.
-func (s *session) invalidJSON(p []byte, why *Refusal) *Message {
+// invalidJSON makes a Message of a JSON value p that cannot be taken; parts are
+// its elements, as far as they are known.
+func (s *session) invalidJSON(parts []json.RawMessage, p []byte, why *Refusal) *Message {
 	m := s.newMessage()
 	m.Invalid = &Invalid{Reason: why.Reason, Err: why.Err, Kind: InvalidJSON, Data: p}
-	var parts []json.RawMessage
-	if json.Unmarshal(p, &parts) != nil || len(parts) == 0 {
+	if len(parts) == 0 {
 		return m
 	}
 	var tag string
