@@ -332,10 +332,12 @@ func (b *Buffer) removePassed() {
 // discard removes the files of chunks that are no longer in b.chunks; those with
 // damage are kept for inspection.
 func (b *Buffer) discard(passed []*chunk) {
+	damaged := false
 	for _, c := range passed {
 		name := chunkName(b.opt.Dir, c.seq)
 		var err error
 		if c.damaged {
+			damaged = true
 			err = b.fs.Rename(name, name+damagedSuffix)
 			b.log.Error("chunk with damage is delivered as far as it is readable and kept", zap.String("file", name+damagedSuffix))
 		} else {
@@ -344,6 +346,9 @@ func (b *Buffer) discard(passed []*chunk) {
 		if err != nil {
 			b.log.Error("delivered chunk not removed", zap.String("file", name), zap.Error(err))
 		}
+	}
+	if damaged {
+		b.trimDamaged(DamagedLimit)
 	}
 }
 

@@ -90,6 +90,7 @@ func (b *Buffer) recover(ctx context.Context) error {
 	b.measure()
 	b.mu.Unlock()
 	b.removePassed()
+	b.trimDamaged(DamagedLimit)
 	return nil
 }
 

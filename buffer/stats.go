@@ -27,6 +27,9 @@ type counters struct {
 	entries, failedEntries uint64
 	events, bytes          uint64
 	droppedChunks          uint64
+	damagedBytes           int64
+	damagedChunks          int
+	droppedDamaged         uint64
 	duplicates             uint64
 	diskReads              uint64
 	peakBacklog            int64
@@ -75,6 +78,11 @@ type Stats struct {
 	IDs        int
 	// DiskReads counts batches that were not in memory any more.
 	DiskReads uint64
+	// DamagedChunks are kept as .damaged, of that many bytes; DroppedDamaged is how
+	// many made room for newer ones since Open (DamagedLimit).
+	DamagedChunks  int
+	DamagedBytes   int64
+	DroppedDamaged uint64
 	// Latency is the time of write and fdatasync.
 	Latency Latency
 	// Failing is why storing does not work at the moment, and since when; nil if
@@ -125,6 +133,7 @@ func (b *Buffer) Stats() Stats {
 		Entries: c.entries, Events: c.events, Bytes: c.bytes,
 		FailedEntries: c.failedEntries, DroppedChunks: c.droppedChunks,
 		Duplicates: c.duplicates, IDs: b.ids.count, DiskReads: c.diskReads,
+		DamagedChunks: c.damagedChunks, DamagedBytes: c.damagedBytes, DroppedDamaged: c.droppedDamaged,
 		Failing: c.failing, FailingSince: c.failingSince,
 	}
 	for _, g := range []*group{b.next, b.current} {

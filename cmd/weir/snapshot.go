@@ -166,6 +166,7 @@ func addMatch(snap *status.Snapshot, m *match) {
 	snap.DirectIO[name] = st.Direct
 	l := st.Latency
 	snap.CommitLatency[name] = histogram(l.Bounds, l.Counts, l.Count, l.Sum)
+	snap.Damaged = append(snap.Damaged, status.Damaged{Match: name, Chunks: st.DamagedChunks, Bytes: st.DamagedBytes, Limit: buffer.DamagedLimit, Dropped: st.DroppedDamaged})
 	q := m.rejected.Stats()
 	snap.Quarantines = append(snap.Quarantines, status.Quarantine{Match: name, Items: q.Items, Bytes: q.Bytes, Limit: q.Limit, Dropped: q.Dropped})
 	for i, r := range m.runners {

@@ -59,6 +59,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		e.gauge("weir_quarantine_bytes", "Size of the quarantine.", float64(q.Bytes), "match", q.Match)
 		e.counter("weir_quarantine_dropped_total", "Items of the quarantine that made room for newer ones.", float64(q.Dropped), "match", q.Match)
 	}
+	for _, d := range s.Damaged {
+		e.gauge("weir_damaged_chunks", "Chunks kept as .damaged; see weir buffer verify and replay.", float64(d.Chunks), "match", d.Match)
+		e.gauge("weir_damaged_bytes", "Size of the chunks kept as .damaged.", float64(d.Bytes), "match", d.Match)
+		e.counter("weir_damaged_dropped_total", "Damaged chunks that made room for newer ones.", float64(d.Dropped), "match", d.Match)
+	}
 	e.histogram("weir_ack_seconds", "Time from a whole message read to its ack written.", s.AckLatency)
 	for name, h := range s.CommitLatency {
 		e.histogram("weir_commit_seconds", "Time of one commit: write and fdatasync.", h, "buffer", name)

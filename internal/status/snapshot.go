@@ -27,6 +27,9 @@ type Snapshot struct {
 	// Quarantines hold what could never be taken, one for each match.
 	Quarantines []Quarantine `json:"quarantines"`
 
+	// Damaged tells of each buffer which chunks were moved aside.
+	Damaged []Damaged `json:"damaged"`
+
 	// AckLatency is the time from a whole message read to its ack written.
 	AckLatency Histogram `json:"-"`
 	// CommitLatency is the time of one write and fdatasync, by buffer.
@@ -147,6 +150,17 @@ type Quarantine struct {
 	Bytes int64  `json:"bytes"`
 	Limit int64  `json:"limit"`
 	// Dropped counts items that made room for newer ones.
+	Dropped uint64 `json:"dropped"`
+}
+
+// Damaged is the chunks of a buffer that were moved aside as .damaged after
+// their readable part was delivered.
+type Damaged struct {
+	Match  string `json:"match"`
+	Chunks int    `json:"chunks"`
+	Bytes  int64  `json:"bytes"`
+	Limit  int64  `json:"limit"`
+	// Dropped counts chunks that made room for newer ones.
 	Dropped uint64 `json:"dropped"`
 }
 

@@ -34,6 +34,7 @@ func example() *Snapshot {
 		},
 		Outputs: []Output{{ID: "out", Type: "file", Match: "app.**", DeliveredEvents: 90, DeliveredBytes: 900,
 			PendingBytes: 1536, PendingChunks: 1, Capacity: 64 << 30, Retries: 3, Step: 3, NextRetry: &next}},
+		Damaged: []Damaged{{Match: "app.**", Chunks: 2, Bytes: 4096, Limit: 8192, Dropped: 3}},
 		Balance: []Balance{{Output: "out", Match: "app.**", Recovered: 5, Received: 100, Delivered: 90, Buffered: 14,
 			Dropped: map[string]uint64{"retry_limit": 1}}},
 		Traffic: Traffic{
@@ -119,6 +120,7 @@ func TestMetrics(t *testing.T) {
 		`weir_delivered_events_total{output="out"} 90`,
 		`weir_balance_events{output="out",part="received"} 100`,
 		`weir_unaccounted_events{output="out"} 0`,
+		`weir_damaged_dropped_total{match="app.**"} 3`,
 		`weir_dropped_events_total{cause="retry_limit"} 1`,
 		`weir_tcp_connections{state="established"} 3`,
 		`weir_kernel_total{counter="ListenOverflows"} 371`,

@@ -92,6 +92,12 @@ func writeQuarantines(b *bufio.Writer, s *Snapshot) {
 				amount(q.Bytes, queue.UnitBytes), amount(q.Limit, queue.UnitBytes), q.Dropped)
 		}
 	}
+	for _, d := range s.Damaged {
+		if d.Chunks > 0 || d.Dropped > 0 {
+			fmt.Fprintf(b, "damaged chunks of %s: %d kept, %s of %s, %d dropped; see weir buffer verify\n", printable(d.Match), d.Chunks,
+				amount(d.Bytes, queue.UnitBytes), amount(d.Limit, queue.UnitBytes), d.Dropped)
+		}
+	}
 	fmt.Fprintln(b)
 }
 
