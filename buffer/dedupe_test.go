@@ -246,7 +246,7 @@ func TestDedupeLogDamage(t *testing.T) {
 		}
 	}
 	b = open(t, o)
-	if n := b.Stats().IDs; n < 20 || n >= 30 {
+	if n := b.Stats().IDs; n < 20 || n > 30 {
 		t.Errorf("%d ids after the last record was damaged", n)
 	}
 	put(t, b, 30, 40, 100)

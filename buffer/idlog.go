@@ -54,6 +54,8 @@ type idLog struct {
 	end     int64
 	crc     uint32 // of the head, with which records begin
 	covered uint64 // chunks up to this one have their ids in it
+	before  uint64 // covered without the last record that was loaded
+	tail    int    // how many ids that one has
 }
 
 type idFile struct {
@@ -101,7 +103,13 @@ func (l *idLog) load(numbers []uint64) error {
 	if !keyed {
 		rand.Read(l.key[:]) // never fails
 	}
-	l.b.ids.unsaved = 0
+	// The last record may be one whose fdatasync failed, so that it is gone with
+	// the next power cut: it is saved again. Those before it were durable before
+	// it was begun.
+	l.b.ids.unsaved = min(l.tail, l.b.ids.count)
+	whole := l.covered
+	l.covered = l.before
+	l.b.saveIDs(whole)
 	return nil
 }
 
@@ -145,6 +153,7 @@ func (l *idLog) read(name string, keyed bool) (file idFile, ok bool, err error) 
 			l.b.ids.add(stamped{id(q[:16]), le.Uint32(q[16:])})
 			file.newest = max(file.newest, le.Uint32(q[16:]))
 		}
+		l.before, l.tail = l.covered, int(n)
 		l.covered = max(l.covered, le.Uint64(p[8:]))
 		file.ids += int(n)
 		p = p[end:]
