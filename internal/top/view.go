@@ -151,15 +151,14 @@ func (m *Model) notices() []string {
 	}
 	for _, l := range s.Listeners {
 		if l.Granted < l.Asked && !told(alert.BacklogShort, l.Name) {
-			lines = append(lines, red(fmt.Sprintf("! %s: backlog %d of %d asked", status.Printable(l.Name), l.Granted, l.Asked))+mend(l.Mend))
+			lines = append(lines, m.notice(fmt.Sprintf("%s: backlog %d of %d asked", l.Name, l.Granted, l.Asked), "", l.Mend)...)
 		}
 	}
 	for _, a := range s.Alerts {
 		if a.Until != nil {
 			continue
 		}
-		line := red("! "+status.Printable(a.Subject+": "+a.Message)) + mend(a.Mend) + dim(" since "+a.Since.Local().Format(time.TimeOnly))
-		lines = append(lines, line)
+		lines = append(lines, m.notice(a.Subject+": "+a.Message, a.Since.Local().Format(time.TimeOnly), a.Mend)...)
 	}
 	if most := max(m.height/4, 1); len(lines) > most {
 		more := len(lines) - most + 1
@@ -168,11 +167,20 @@ func (m *Model) notices() []string {
 	return lines
 }
 
-func mend(command string) string {
-	if command == "" {
-		return ""
+// notice is one line, or two if the command that mends it needs a line of its own.
+func (m *Model) notice(text, since, mend string) []string {
+	line := red("! " + status.Printable(text))
+	if since != "" {
+		line += dim(" since " + since)
 	}
-	return dim("  mend: ") + status.Printable(command)
+	if mend == "" {
+		return []string{line}
+	}
+	command := dim("  mend: ") + status.Printable(mend)
+	if ansi.StringWidth(line+command) <= m.width {
+		return []string{line + command}
+	}
+	return []string{line, command}
 }
 
 // queues draws each queue as a bar, in the order of flow, on at most half of
