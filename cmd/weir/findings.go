@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,10 +21,26 @@ type findings struct {
 	all []doctor.Finding
 }
 
-func (f *findings) set(all []doctor.Finding) {
+// set keeps the findings and returns those that are new and those that are
+// over, by check and subject.
+func (f *findings) set(all []doctor.Finding) (begun, over []doctor.Finding) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	begun, over = without(all, f.all), without(f.all, all)
 	f.all = all
+	return begun, over
+}
+
+// without returns those of all that are not among known.
+func without(all, known []doctor.Finding) (rest []doctor.Finding) {
+	for _, f := range all {
+		if !slices.ContainsFunc(known, func(k doctor.Finding) bool {
+			return k.Check == f.Check && k.Subject == f.Subject && k.Severity == f.Severity
+		}) {
+			rest = append(rest, f)
+		}
+	}
+	return rest
 }
 
 func (f *findings) get() []doctor.Finding {
@@ -62,7 +79,18 @@ func (s *server) examine(ctx context.Context, started time.Time) {
 		return c, err
 	}
 	all := doctor.RunCheap(ctx, m, doctor.Target{Config: s.currentConfig(), Running: runningOf(s.snapshot())})
-	s.findings.set(all)
+	begun, over := s.findings.set(all)
+	for _, f := range begun {
+		fields := []zap.Field{zap.String("check", f.Check), zap.String("subject", f.Subject), zap.String("found", f.Found), zap.String("why", f.Why), zap.String("mend", f.Mend)}
+		if f.Severity == doctor.Note {
+			s.log.Info("found on this machine", fields...)
+		} else {
+			s.log.Warn("found on this machine", fields...)
+		}
+	}
+	for _, f := range over {
+		s.log.Info("no longer found on this machine", zap.String("check", f.Check), zap.String("subject", f.Subject), zap.String("found", f.Found))
+	}
 	s.log.Debug("machine checked", zap.Int("findings", len(all)), zap.Duration("took", time.Since(begin)))
 }
 

@@ -121,6 +121,18 @@ func TestDoctorFindsSomaxconn(t *testing.T) {
 		})
 	}
 	own(1)
+	logged := func(want string) {
+		t.Helper()
+		waitFor(t, 10*time.Second, func() error {
+			for line := range strings.Lines(w.log.String()) {
+				if strings.Contains(line, want) && strings.Contains(line, `"check":"backlog"`) {
+					return nil
+				}
+			}
+			return fmt.Errorf("the log lacks %q of the backlog", want)
+		})
+	}
+	logged(`"found on this machine"`)
 
 	var file []byte
 	if err := ns.Do(func() (err error) {
@@ -158,6 +170,7 @@ func TestDoctorFindsSomaxconn(t *testing.T) {
 	}
 	w.signal(syscall.SIGHUP)
 	own(0)
+	logged(`"no longer found on this machine"`)
 	if bad = diagnose(t, ns.Namespace, "-c", conf); len(bad) != 0 {
 		t.Errorf("after the reload: %+v", bad)
 	}

@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"weir/internal/doctor"
 	"weir/internal/queue"
 )
 
@@ -42,6 +43,16 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	}
 	for _, p := range s.Warnings {
 		fmt.Fprintf(b, "  warning: %s\n", p)
+	}
+	for _, f := range s.Findings {
+		if f.Severity == doctor.Note {
+			continue // weir doctor tells of these
+		}
+		fmt.Fprintf(b, "  %s: %s %s: %s", f.Severity, f.Check, printable(f.Subject), printable(f.Found))
+		if f.Mend != "" {
+			fmt.Fprintf(b, "; to mend it: %s", printable(f.Mend))
+		}
+		fmt.Fprintln(b)
 	}
 	fmt.Fprintln(b)
 
