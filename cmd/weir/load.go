@@ -21,8 +21,8 @@ import (
 
 // loadFlags are the flags of `weir load` that are no load.Options as they are.
 type loadFlags struct {
-	ack, progress, asJSON, useTLS, insecure bool
-	sample, heartbeat, ca, user             string
+	progress, asJSON, useTLS, insecure bool
+	sample, heartbeat, ca, user        string
 }
 
 func newLoadCommand() *cobra.Command {

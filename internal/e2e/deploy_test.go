@@ -85,7 +85,7 @@ func TestDashboardAndRules(t *testing.T) {
 }
 
 // fromPrometheus are the labels and the series that Prometheus adds.
-var fromPrometheus = map[string]bool{"instance": true, "job": true, labels.MetricName: true, "up": true}
+var fromPrometheus = map[string]bool{"instance": true, "job": true, "__name__": true, "up": true}
 
 // exposed reports whether an expression parses and what it selects exists.
 func exposed(expr, metrics string) error {

@@ -9,11 +9,10 @@ import (
 
 // measured is what /proc says of the server and of the kernel at one moment.
 type measured struct {
-	cpu         float64 // seconds of the server
-	rss, hwm    int64   // bytes
-	own         float64 // seconds of this process
-	kernel      map[string]uint64
-	kernelNames []string
+	cpu      float64 // seconds of the server
+	rss, hwm int64   // bytes
+	own      float64 // seconds of this process
+	kernel   map[string]uint64
 }
 
 // kernelCounters are the counters that tell of connections in trouble

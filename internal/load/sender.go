@@ -29,7 +29,6 @@ type sender struct {
 	next   uint32   // number of the next chunk
 	window []flight // in order
 	again  int      // how many of the window are to be sent again
-	sent   uint64   // schedule position of Rate
 }
 
 // newSender makes a sender and enters it into the ledger; its template is made
