@@ -152,7 +152,12 @@ func (r *route) Handle(ctx context.Context, m *forward.Message) {
 		c = r.first
 	}
 	if c == nil {
-		// As fluentd does: no match takes it, so it is dropped, but counted.
+		// As fluentd does: no match takes it, so it is dropped, but counted. What
+		// is not valid of it is no exception: there is no quarantine for it.
+		if m.Invalid != nil {
+			m.Events += m.Invalid.Events
+			m.Invalid = nil
+		}
 		r.noMatch.Add(uint64(m.Events))
 		if now := time.Now().Unix(); r.warned.Swap(now) != now {
 			r.log.Warn("events dropped: no <match> takes their tag", zap.ByteString("tag", m.Tag), zap.Stringer("sender", m.Remote))
