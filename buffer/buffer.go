@@ -132,7 +132,10 @@ type Buffer struct {
 	ids        idTable
 	pendingIDs map[id]*group // where an id is before it is durable
 
-	idLog idLog // the committer's own, but for its key
+	// lateIDs is the chunk up to which ids could not be saved; 0 if all are. Like
+	// idLog it is the committer's own.
+	lateIDs uint64
+	idLog   idLog // the committer's own, but for its key
 	// active is the open file of the last chunk; the committer's own.
 	active File
 

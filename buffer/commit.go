@@ -137,6 +137,9 @@ func (b *Buffer) commitOnce(g *group) error {
 		}
 	}
 	b.committed(g, c, length, time.Since(start))
+	if b.lateIDs > 0 {
+		b.saveIDs(b.lateIDs)
+	}
 	return nil
 }
 

@@ -275,14 +275,23 @@ func (l *idLog) close() error {
 }
 
 // saveIDs puts the ids of the chunks up to seq into the log. If that fails they
-// are kept in memory and saved with those of the next chunk; until then a crash
-// forgets them once the chunk is delivered.
+// are kept in memory and it is tried again with the next commit: a full disk must
+// be freed first, and so their chunks may go meanwhile. A crash in between forgets
+// the ids of those.
 func (b *Buffer) saveIDs(seq uint64) {
 	if b.ids.window <= 0 {
 		return
 	}
-	if err := b.idLog.save(seq); err != nil {
-		b.log.Warn("ids of stored chunks not saved: tried again with the next chunk; after a crash before that, a resend of them would be stored twice", zap.Error(err))
+	err := b.idLog.save(seq)
+	switch {
+	case err != nil && b.lateIDs == 0:
+		b.log.Warn("ids of stored chunks not saved, will be tried again: after a crash before that, a resend of them would be stored twice", zap.Error(err))
+	case err == nil && b.lateIDs > 0:
+		b.log.Info("ids of stored chunks are saved")
+	}
+	b.lateIDs = 0
+	if err != nil {
+		b.lateIDs = seq
 	}
 }
 
