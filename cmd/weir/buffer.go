@@ -91,6 +91,7 @@ func (t bufferTarget) openForAppend(cmd *cobra.Command) (*buffer.Buffer, error) 
 	o := buffer.Options{Dir: t.dir}
 	if t.match != nil {
 		o.ChunkLimit, o.TotalLimit = t.match.Buffer.ChunkLimit, t.match.Buffer.TotalLimit
+		o.DedupeWindow, o.DedupeAge = dedupe(t.match)
 		for _, out := range t.match.Outputs {
 			o.Cursors = append(o.Cursors, config.FileName(out.ID))
 		}
@@ -108,7 +109,7 @@ func (t bufferTarget) openForAppend(cmd *cobra.Command) (*buffer.Buffer, error) 
 	return buffer.Open(cmd.Context(), o)
 }
 
-// appendDurably appends entries and waits for each commit.
+// appender appends entries and waits for each commit.
 type appender struct {
 	b    *buffer.Buffer
 	done chan error

@@ -205,7 +205,11 @@ func (im *importer) chunk(t bufferTarget, path string) error {
 		}
 	}
 	e.ChunkID = chunkID(c)
-	if err := im.to.append(im.cmd, &e); err != nil {
+	switch err := im.to.append(im.cmd, &e); {
+	case errors.Is(err, buffer.ErrDuplicate): // and delivered since
+		im.known++
+		return im.mark(path)
+	case err != nil:
 		return err
 	}
 	if rest != nil {

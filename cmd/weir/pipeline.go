@@ -44,10 +44,7 @@ func openMatch(ctx context.Context, c *config.Match, stdout io.Writer, log *zap.
 	case "drop_oldest_chunk":
 		o.Overflow = buffer.OverflowDropOldest
 	}
-	o.DedupeWindow, o.DedupeAge = c.Buffer.DedupeWindow, c.Buffer.DedupeAge
-	if c.Buffer.DedupeWindow == 0 {
-		o.DedupeWindow = -1 // none
-	}
+	o.DedupeWindow, o.DedupeAge = dedupe(c)
 	if c.Buffer.NoSync {
 		o.Durability = buffer.NoSync
 	}
@@ -71,6 +68,14 @@ func openMatch(ctx context.Context, c *config.Match, stdout io.Writer, log *zap.
 		m.runners = append(m.runners, r)
 	}
 	return m, nil
+}
+
+// dedupe is the window of chunk ids as the buffer takes it.
+func dedupe(c *config.Match) (window int, age time.Duration) {
+	if c.Buffer.DedupeWindow == 0 {
+		return -1, c.Buffer.DedupeAge // none
+	}
+	return c.Buffer.DedupeWindow, c.Buffer.DedupeAge
 }
 
 // rejectedDir is the directory of the match's quarantine.
