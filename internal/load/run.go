@@ -74,12 +74,17 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.Count > 0 {
 		r.left.Store(int64((o.Count + uint64(o.Events) - 1) / uint64(o.Events)))
 	}
+	ctx, r.cancel = context.WithCancel(ctx)
+	defer r.cancel()
+	idle, release := context.WithCancel(ctx)
+	defer release()
+	if err := r.holdIdle(idle); err != nil { // before the clock runs
+		return nil, err
+	}
 	before, err := measure(o.PID)
 	if err != nil {
 		return nil, err
 	}
-	ctx, r.cancel = context.WithCancel(ctx)
-	defer r.cancel()
 	work := ctx // ends when nothing new is sent
 	if o.Duration > 0 {
 		var cancel context.CancelFunc
@@ -117,11 +122,6 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 
 // generate runs the load's shape to its end.
 func (r *run) generate(ctx, work context.Context) error {
-	idle, release := context.WithCancel(ctx)
-	defer release()
-	if err := r.holdIdle(idle); err != nil {
-		return err
-	}
 	switch {
 	case r.o.Burst > 0:
 		return r.burst(ctx)
