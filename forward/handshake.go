@@ -105,10 +105,11 @@ func (s *session) authenticate(ctx context.Context) error {
 	if err := s.servePenalty(ctx); err != nil {
 		return err
 	}
-	if err := s.handshakeTLS(ctx); err != nil {
+	deadline := time.Now().Add(s.srv.config.HandshakeTimeout) // of both together
+	if err := s.handshakeTLS(ctx, deadline); err != nil {
 		return err
 	}
-	if err := s.handshake(ctx); err != nil {
+	if err := s.handshake(ctx, deadline); err != nil {
 		return err
 	}
 	s.srv.penalties.pass(clientOf(s.remote))
@@ -132,12 +133,12 @@ func (s *session) secured() (f feature) {
 
 // handshakeTLS completes the handshake of TLS, if the connection is one. A
 // connection that ends before its first byte is a health check.
-func (s *session) handshakeTLS(ctx context.Context) error {
+func (s *session) handshakeTLS(ctx context.Context, deadline time.Time) error {
 	conn, ok := s.conn.(*tls.Conn)
 	if !ok {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.srv.config.HandshakeTimeout)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	err := conn.HandshakeContext(ctx)
 	switch {
@@ -151,13 +152,11 @@ func (s *session) handshakeTLS(ctx context.Context) error {
 }
 
 // handshake plays the server's part of the handshake, if it is configured.
-func (s *session) handshake(ctx context.Context) error {
+func (s *session) handshake(ctx context.Context, deadline time.Time) error {
 	sec := s.srv.config.Security
 	if sec == nil {
 		return nil
 	}
-	limit := s.srv.config.HandshakeTimeout
-	deadline := time.Now().Add(limit)
 	if err := s.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}

@@ -79,7 +79,8 @@ type Config struct {
 	Security *Security
 	// TLS makes every connection one of TLS; nil for plain ones.
 	TLS *tls.Config
-	// HandshakeTimeout bounds the whole handshake, and that of TLS.
+	// HandshakeTimeout bounds the whole handshake, that of TLS included, and
+	// before it the PROXY header.
 	HandshakeTimeout time.Duration
 	// IdleTimeout closes a connection on which no message has begun for so long;
 	// 0 for never.

@@ -160,8 +160,12 @@ func TestNoMatch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What is not valid of such a message is dropped with the rest of it.
+	if _, err := w.assault(hostile{stream: pack([]any{"other", append(events(2), pack([]any{"noon", dict{}})...), dict{"chunk": "bad"}})}); err != nil {
+		t.Fatal(err)
+	}
 	requireAll(t, w.delivered(), "app.x", 5)
-	if got := w.get("/metrics"); !strings.Contains(got, `weir_dropped_events_total{cause="no_match"} 5`) {
+	if got := w.get("/metrics"); !strings.Contains(got, `weir_dropped_events_total{cause="no_match"} 8`) {
 		t.Error("the metrics do not count them")
 	}
 	w.stop()
