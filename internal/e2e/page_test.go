@@ -259,6 +259,7 @@ func TestPage(t *testing.T) {
 	b.mu.Unlock()
 	w.stop()
 	b.until("that weir has gone", `/since \d\d:\d\d:\d\d/.test(document.getElementById("connection").textContent) && document.body.classList.contains("stale")`)
+	b.until("that to screen readers", `document.getElementById("announce").textContent === "No figures from weir any more"`)
 	o.addr, o.status = w.addr, w.status
 	start(t, o)
 	b.until("that weir is back", `document.getElementById("connection").textContent === "live" && !document.body.classList.contains("stale")`)

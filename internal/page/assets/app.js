@@ -20,11 +20,13 @@ new Connection("/api/stream", {
   history: (points) => charts.history(points),
   frame,
   live() {
+    if (document.body.classList.contains("stale")) write($("announce"), "Connected to weir again");
     document.body.classList.remove("stale");
     $("connection").dataset.state = "live";
     write($("connection"), "live");
   },
   lost(since, ended) {
+    if (!document.body.classList.contains("stale")) write($("announce"), "No figures from weir any more");
     document.body.classList.add("stale");
     $("connection").dataset.state = "lost";
     write($("connection"), process === undefined ? "no connection to weir" : `${ended ? "weir has stopped" : "connection lost"} since ${clock(since)} (${age((Date.now() - since) / 1000).replace(/\.\d/, "")})`);
