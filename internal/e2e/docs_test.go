@@ -22,9 +22,12 @@ func TestDocumentedTests(t *testing.T) {
 			t.Errorf("%s names %d tests", doc, len(found))
 		}
 		for _, m := range found {
-			dir := "../../forward"
-			if m[1] != "" {
-				dir = "../" + m[1]
+			dir := "../" + m[1]
+			switch m[1] {
+			case "":
+				dir = "../../forward"
+			case "forward", "buffer", "netopt":
+				dir = "../../" + m[1]
 			}
 			if !declares(t, dir, "func "+m[2]+"(") {
 				t.Errorf("%s names %s, which %s does not have", doc, m[0], dir)
