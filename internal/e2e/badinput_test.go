@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"weir/buffer"
 )
 
 // refusesToStart runs weir and requires an exit code that is not 0 and, as last
@@ -235,11 +237,12 @@ func TestTruncatedChunk(t *testing.T) {
 	if err != nil || len(chunks) != 1 {
 		t.Fatalf("chunks %q, %v", chunks, err)
 	}
-	fi, err := os.Stat(chunks[0])
-	if err != nil {
-		t.Fatal(err)
+	// The file is larger than what is in it.
+	in, err := buffer.Inspect(filepath.Join(dir, "buffer"), nil)
+	if err != nil || len(in.Chunks) != 1 || in.Chunks[0].Entries != 3 {
+		t.Fatalf("%+v, %v", in, err)
 	}
-	if err := os.Truncate(chunks[0], fi.Size()-4000); err != nil {
+	if err := os.Truncate(chunks[0], buffer.BlockSize+in.Chunks[0].Bytes-4000); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(dir, "out")); err != nil {
@@ -247,7 +250,7 @@ func TestTruncatedChunk(t *testing.T) {
 	}
 	w = start(t, options{dir: dir})
 	requireAll(t, w.delivered(), "cut", 20)
-	if !strings.Contains(w.log.String(), "unfinished commit cut off") {
+	if !strings.Contains(w.log.String(), "unfinished commit left out") {
 		t.Error("the log says nothing of it")
 	}
 	w.stop()

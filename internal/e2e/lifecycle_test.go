@@ -288,7 +288,7 @@ func TestUnixSocketAndAddresses(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if err := newClient(conn).send("many", "id", i*5, i*5+5); err != nil {
+		if err := newClient(conn).send("many", fmt.Sprint("id", i), i*5, i*5+5); err != nil {
 			t.Fatal(err)
 		}
 	}
