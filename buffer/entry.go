@@ -75,10 +75,19 @@ func (e *Entry) size() (int64, error) {
 func (e *Entry) encode(w *segmentWriter, seed uint32) {
 	var head [entryHead]byte
 	h := head[:]
+	front := *w
+	w.pos += entryHead
+	w.write(e.Tag)
+	w.write(e.ChunkID)
 	payload, crc := 0, uint32(0)
 	for _, p := range e.Payload {
 		payload += len(p)
-		crc = crc32.Update(crc, castagnoli, p)
+		for len(p) > 0 { // the copy finds in the cache what the checksum has read
+			piece := p[:min(len(p), encodePiece)]
+			crc = crc32.Update(crc, castagnoli, piece)
+			w.write(piece)
+			p = p[len(piece):]
+		}
 	}
 	le := binary.LittleEndian
 	le.PutUint32(h[4:], crc)
@@ -92,13 +101,12 @@ func (e *Entry) encode(w *segmentWriter, seed uint32) {
 	crc = crc32.Update(crc, castagnoli, e.Tag)
 	crc = crc32.Update(crc, castagnoli, e.ChunkID)
 	le.PutUint32(h, crc)
-	w.write(h)
-	w.write(e.Tag)
-	w.write(e.ChunkID)
-	for _, p := range e.Payload {
-		w.write(p)
-	}
+	front.write(h)
 }
+
+// encodePiece is how much is summed and copied at a time: less than a core's
+// caches hold.
+const encodePiece = 32 << 10
 
 // entryMeta is the length of an entry's head with tag and chunk id, by the first
 // entryHead bytes of p.

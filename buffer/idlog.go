@@ -310,8 +310,10 @@ func (b *Buffer) recoverIDs(numbers []uint64) error {
 		return err
 	}
 	covered := b.idLog.covered
-	for _, c := range b.chunks {
-		if c.seq <= covered {
+	for i, c := range b.chunks {
+		// The newest may have been closed after a failure, lost that to a crash and
+		// gone on, with ids in the log and others that are not.
+		if c.seq <= covered && i < len(b.chunks)-1 {
 			continue
 		}
 		if err := b.readIDs(c); err != nil {

@@ -182,6 +182,8 @@ func (b *Buffer) dropDelivered() bool {
 		}
 		b.active = nil
 	}
+	last := passed[len(passed)-1].seq
+	b.saveIDs(last)
 	for _, c := range passed {
 		if c.damaged {
 			continue // kept as a whole
@@ -197,6 +199,9 @@ func (b *Buffer) dropDelivered() bool {
 		}
 	}
 	b.discard(passed)
+	if b.lateIDs > 0 { // there is room now
+		b.saveIDs(last)
+	}
 	return true
 }
 
