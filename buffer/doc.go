@@ -7,7 +7,11 @@
 //     fdatasync(2) has returned (with Durability Fsync).
 //   - An entry is stored whole or not at all; a crash or power cut at any point
 //     loses no entry that was reported durable.
-//   - A commit never rewrites a block that holds earlier data: it begins on a
+//   - An entry whose tag and chunk id were reported durable, within the newest
+//     DedupeWindow of them and DedupeAge, is ErrDuplicate and not stored again,
+//     also after a restart and when the first one is delivered. Only a crash while
+//     the disk is too full for the log of ids can make it forget those of a chunk.
+//   - A commit never rewrites a block that holds earlier data of its chunk: it begins on a
 //     multiple of BlockSize and is padded to one.
 //   - A cursor's position and its output's state are saved as one.
 //   - Every entry carries checksums. What a damaged chunk still holds is
