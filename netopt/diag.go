@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -36,20 +37,25 @@ type PortStates struct {
 // filter in the kernel; both address families are asked, since a listener of
 // both has its IPv4 connections under IPv6.
 func Port(port int) (PortStates, error) {
-	return readPort(port, 1<<stateEstablished|1<<stateSynRecv|1<<stateFinWait1|1<<stateFinWait2|
+	return readPort(port, []uint8{unix.AF_INET, unix.AF_INET6}, 1<<stateEstablished|1<<stateSynRecv|1<<stateFinWait1|1<<stateFinWait2|
 		1<<stateTimeWait|1<<stateCloseWait|1<<stateLastAck|1<<stateClosing|1<<stateNewSynRecv)
 }
 
-// HalfOpen counts the half-open connections of a local port. It costs a tenth of
-// Port where there are many connections: the kernel passes those by.
-func HalfOpen(port int) (int, error) {
-	p, err := readPort(port, 1<<stateSynRecv|1<<stateNewSynRecv)
+// HalfOpen counts the half-open connections of a listener's port. It costs a tenth
+// of Port where there are many connections: the kernel passes those by. Only the
+// listener's own family is asked; one of both has its IPv4 connections under IPv6.
+func HalfOpen(listener *net.TCPAddr) (int, error) {
+	family := uint8(unix.AF_INET6)
+	if listener.IP.To4() != nil {
+		family = unix.AF_INET
+	}
+	p, err := readPort(listener.Port, []uint8{family}, 1<<stateSynRecv|1<<stateNewSynRecv)
 	return p.SynRecv, err
 }
 
-func readPort(port int, states uint32) (PortStates, error) {
+func readPort(port int, families []uint8, states uint32) (PortStates, error) {
 	var p PortStates
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+	for _, family := range families {
 		if err := dumpPort(family, uint16(port), states, &p); err != nil {
 			return PortStates{}, fmt.Errorf("connections of port %d: %w", port, err)
 		}

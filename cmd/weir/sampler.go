@@ -20,18 +20,24 @@ import (
 const (
 	// sampleEvery is the pace at which what cannot be exact is looked at.
 	sampleEvery = time.Second
-	// costShare is the share of time that a walk over the kernel's connections,
-	// or over the senders, may take: its period is its cost times this, which is
-	// 0.03 % of a core for each.
-	costShare = 3000
-	// longestPeriod bounds that on a machine that stalls.
-	longestPeriod = time.Minute
+	// The period of a walk over the kernel's connections, or over the senders, is
+	// its cost times one of these. Half-open connections come and go fast and cost
+	// a tenth of the others, so that they get 0.033 % of a core, the rest 0.01 %.
+	halfOpenShare = 3000
+	walkShare     = 10_000
+	// These bound that on a slow machine. Half-open connections live for seconds:
+	// looked at less often, a flood of them would not be seen.
+	halfOpenPeriod = 5 * time.Second
+	longestPeriod  = 3 * time.Minute
 	// topSenders is how many senders a Snapshot holds.
 	topSenders = 20
 )
 
 // paced says when something that costs is due again.
-type paced struct{ due time.Time }
+type paced struct {
+	share, longest time.Duration
+	due            time.Time
+}
 
 // run calls f if it is due, and takes its cost into account.
 func (p *paced) run(now time.Time, f func()) {
@@ -42,7 +48,7 @@ func (p *paced) run(now time.Time, f func()) {
 	defer runtime.UnlockOSThread()
 	start := threadTime()
 	f()
-	p.due = now.Add(min(max((threadTime()-start)*costShare, sampleEvery-sampleEvery/10), longestPeriod))
+	p.due = now.Add(min(max((threadTime()-start)*p.share, sampleEvery-sampleEvery/10), p.longest))
 }
 
 // threadTime is the CPU time of the calling thread (clock_gettime(2)): what else
@@ -80,7 +86,9 @@ type portSample struct {
 }
 
 func newSampler(log *zap.Logger) *sampler {
-	return &sampler{alerts: alert.New(log), log: log, ports: map[string]portSample{}, syncookies: -1, maxSyn: -1}
+	return &sampler{alerts: alert.New(log), log: log, ports: map[string]portSample{}, syncookies: -1, maxSyn: -1,
+		walk: paced{share: walkShare, longest: longestPeriod}, halfOpen: paced{share: halfOpenShare, longest: halfOpenPeriod},
+		table: paced{share: walkShare, longest: longestPeriod}, sysctls: paced{share: walkShare, longest: longestPeriod}}
 }
 
 // sample looks each second until ctx ends.
@@ -101,8 +109,8 @@ func (s *server) sampleOnce(now time.Time) {
 	sm := s.sampler
 	sm.sysctls.run(now, sm.readSysctls)
 	sm.walk.run(now, func() {
-		s.eachPort(func(name string, port int) error {
-			p, err := netopt.Port(port)
+		s.eachPort(func(name string, addr *net.TCPAddr) error {
+			p, err := netopt.Port(addr.Port)
 			if err == nil {
 				sm.setPort(name, portSample{p, now})
 			}
@@ -110,8 +118,8 @@ func (s *server) sampleOnce(now time.Time) {
 		})
 	})
 	sm.halfOpen.run(now, func() {
-		s.eachPort(func(name string, port int) error {
-			n, err := netopt.HalfOpen(port)
+		s.eachPort(func(name string, addr *net.TCPAddr) error {
+			n, err := netopt.HalfOpen(addr)
 			if err == nil {
 				sm.setHalfOpen(name, n)
 			}
@@ -127,7 +135,7 @@ func (s *server) sampleOnce(now time.Time) {
 	r := s.reading(now)
 	sm.countSyns(r)
 	sm.alerts.Look(r)
-	snap := s.snapshot()
+	snap := s.figures()
 	sm.mu.Lock()
 	defer sm.mu.Unlock()
 	for _, q := range snap.Queues {
@@ -136,7 +144,7 @@ func (s *server) sampleOnce(now time.Time) {
 }
 
 // eachPort calls f once for each TCP listener.
-func (s *server) eachPort(f func(name string, port int) error) {
+func (s *server) eachPort(f func(name string, addr *net.TCPAddr) error) {
 	var failed string
 	for _, src := range s.sources {
 		for _, l := range src.listeners {
@@ -144,7 +152,7 @@ func (s *server) eachPort(f func(name string, port int) error) {
 			if !ok {
 				continue
 			}
-			if err := f(l.Addr().String(), tcp.Port); err != nil {
+			if err := f(l.Addr().String(), tcp); err != nil {
 				failed = err.Error()
 			}
 		}

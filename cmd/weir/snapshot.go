@@ -13,8 +13,15 @@ import (
 	"weir/netopt"
 )
 
-// snapshot reads every figure of the process once.
+// snapshot reads every figure of the process and of the kernel once.
 func (s *server) snapshot() *status.Snapshot {
+	snap := s.figures()
+	s.kernel(snap)
+	return snap
+}
+
+// figures is a snapshot without the kernel's counters.
+func (s *server) figures() *status.Snapshot {
 	snap := &status.Snapshot{
 		Version: version, PID: os.Getpid(), Started: s.started, Now: time.Now(),
 		CommitLatency: map[string]status.Histogram{}, DirectIO: map[string]bool{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
@@ -23,7 +30,6 @@ func (s *server) snapshot() *status.Snapshot {
 	}
 	snap.Problems = s.health.reasons()
 	snap.Findings = s.findings.get()
-	s.kernel(snap)
 	for _, src := range s.sources {
 		s.addSource(snap, src)
 	}
