@@ -5,7 +5,7 @@ FUZZTIME    ?= 30s
 BENCHTIME   ?= 300ms
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-# The last nfpm whose modules are all on the public proxy.
+# Newer ones want modules that are not all on the public proxy.
 NFPM        ?= github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
 # Packages want a number first, and no hyphen.
 PACKAGE_VERSION ?= $(shell echo '$(VERSION)' | sed -E 's/^v//; /^[0-9]+\.[0-9]/!s/^/0.0.0~/; s/-/./g')
