@@ -1,0 +1,54 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestResentChunks sends chunks again, on the same connection and on others,
+// before and after weir is killed: each is acked again and its events are in the
+// output once (P2).
+func TestResentChunks(t *testing.T) {
+	const chunks = 20
+	o := options{dir: t.TempDir(), addr: freeAddr(t)}
+	send := func(w *weir) {
+		t.Helper()
+		c, err := dial(w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.conn.Close()
+		for n := range chunks {
+			if err := c.send("app.web", fmt.Sprintf("chunk-%d", n), n*10, n*10+10); err != nil {
+				t.Fatalf("chunk %d: %v", n, err)
+			}
+		}
+	}
+	w := start(t, o)
+	send(w)
+	send(w)
+	if got := w.snapshot().Traffic; got.Duplicates != chunks || got.Acks != 2*chunks || got.Events["packed"] != chunks*10 {
+		t.Errorf("%+v, want %d duplicates, twice the acks, and the events once", got, chunks)
+	}
+	w.kill()
+	w = start(t, o)
+	send(w)
+	waitFor(t, 20*time.Second, func() error { // the table of senders is sampled
+		got := w.snapshot()
+		if got.Traffic.Duplicates != chunks || len(got.Senders) == 0 || got.Senders[0].Resends != chunks {
+			return fmt.Errorf("after the kill: %d duplicates, senders %+v", got.Traffic.Duplicates, got.Senders)
+		}
+		return nil
+	})
+	seen := map[int]int{}
+	for _, e := range w.delivered() {
+		seen[int(e.record["n"].(float64))]++
+	}
+	for n := range chunks * 10 {
+		if seen[n] != 1 {
+			t.Errorf("event %d is in the output %d times", n, seen[n])
+		}
+	}
+	w.stop()
+}
