@@ -27,7 +27,7 @@ const (
 	walkShare     = 10_000
 	// These bound that on a slow machine. Half-open connections live for seconds:
 	// looked at less often, a flood of them would not be seen.
-	halfOpenPeriod = 5 * time.Second
+	halfOpenPeriod = 8 * time.Second
 	longestPeriod  = 3 * time.Minute
 	// topSenders is how many senders a Snapshot holds.
 	topSenders = 20
