@@ -97,16 +97,18 @@ func (t *idTable) add(x stamped) {
 	if t.window <= 0 {
 		return
 	}
+	if t.count > 0 {
+		if _, found := t.find(x.id); found {
+			return
+		}
+	}
 	if t.count == t.window {
 		t.dropOldest()
 	}
 	if t.count == len(t.ring) {
 		t.resize(max(2*len(t.ring), minIDs))
 	}
-	at, found := t.find(x.id)
-	if found {
-		return
-	}
+	at, _ := t.find(x.id)
 	i := t.first + t.count
 	if i >= len(t.ring) {
 		i -= len(t.ring)
