@@ -154,6 +154,7 @@ const ackOfID = "\x81\xa3ack\xa2id"
 func TestModes(t *testing.T) {
 	events := []any{[]any{1, dict{"a": 1}}, []any{2, dict{}}}
 	option := dict{"chunk": "id"}
+	withMetadata := pack([]any{[]any{1, dict{"m": 1}}, dict{"a": 1}})
 	for _, c := range []struct {
 		name   string
 		in     []byte
@@ -171,18 +172,24 @@ func TestModes(t *testing.T) {
 		{"forward", pack([]any{"t", events}), ModeForward, 2, ""},
 		{"forward with option", pack([]any{"t", events, option}), ModeForward, 2, ackOfID},
 		{"forward, metadata", pack([]any{"t", []any{[]any{[]any{1, dict{"m": 1}}, dict{"a": 1}}}}), ModeForward, 1, ""},
+		{"forward, said to be compressed", pack([]any{"t", events, dict{"compressed": "gzip", "chunk": "id"}}), ModeForward, 2, ackOfID},
 		{"forward, empty", pack([]any{"t", []any{}, option}), ModeForward, 0, ackOfID},
 		{"packed str", pack([]any{"t", string(stream(3)), option}), ModePacked, 3, ackOfID},
 		{"packed bin", pack([]any{"t", stream(3), option}), ModePacked, 3, ackOfID},
 		{"packed, tag bin", pack([]any{[]byte("t"), stream(3), option}), ModePacked, 3, ackOfID},
 		{"packed, text", pack([]any{"t", stream(3), dict{"compressed": "text", "chunk": "id"}}), ModePacked, 3, ackOfID},
+		{"packed, metadata", pack([]any{"t", withMetadata, dict{"fluent_signal": 0}}), ModePacked, 1, ""},
+		{"packed, options nobody knows", pack([]any{"t", stream(3), dict{"x": dict{"y": 1}, "chunk": "id"}}), ModePacked, 3, ackOfID},
 		{"packed, wrong size", pack([]any{"t", stream(3), dict{"size": 77}}), ModePacked, 3, ""},
 		{"packed, empty", pack([]any{"t", []byte{}, option}), ModePacked, 0, ackOfID},
 		{"gzip", pack([]any{"t", gzipped(stream(3)), dict{"compressed": "gzip", "chunk": "id"}}), ModeCompressed, 3, ackOfID},
 		{"gzip, members", pack([]any{"t", gzipped(stream(3), stream(2)), dict{"compressed": "gzip"}}), ModeCompressed, 5, ""},
 		{"gzip, member ends in an event", pack([]any{"t", gzipped(stream(3)[:8], stream(3)[8:]), dict{"compressed": "gzip"}}), ModeCompressed, 3, ""},
 		{"gzip, many", pack([]any{"t", gzipped(stream(20000)), dict{"compressed": "gzip"}}), ModeCompressed, 20000, ""},
+		{"gzip str", pack([]any{"t", string(gzipped(stream(3))), dict{"compressed": "gzip"}}), ModeCompressed, 3, ""},
+		{"gzip, metadata in each of two members", pack([]any{"t", gzipped(withMetadata, withMetadata), dict{"compressed": "gzip", "fluent_signal": 0}}), ModeCompressed, 2, ""},
 		{"zstd", pack([]any{"t", zstandard(stream(3)), dict{"compressed": "zstd", "chunk": "id"}}), ModeCompressed, 3, ackOfID},
+		{"zstd, frames", pack([]any{"t", append(zstandard(stream(3)), zstandard(stream(2))...), dict{"compressed": "zstd"}}), ModeCompressed, 5, ""},
 		{"chunk bin", pack([]any{"t", stream(1), dict{"chunk": []byte("i\x00\n")}}), ModePacked, 1, "\x81\xa3ack\xc4\x03i\x00\n"},
 		{"chunk an int", pack([]any{"t", stream(1), dict{"chunk": 5}}), ModePacked, 1, "\x81\xa3ack\x05"},
 		{"chunk a map", pack([]any{"t", stream(1), dict{"chunk": dict{}}}), ModePacked, 1, "\x81\xa3ack\x80"},
@@ -248,6 +255,8 @@ func TestRefused(t *testing.T) {
 		{"HTTP", []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), ReasonNotForward},
 		{"TLS", []byte("\x16\x03\x01\x02\x00\x01"), ReasonNotForward},
 		{"a map", []byte("\x81\xa1a\x01"), ReasonNotForward},
+		{"text", pack("broken string"), ReasonNotForward},
+		{"an integer", pack(10), ReasonNotForward},
 		{"array of 4 billion", []byte("\xdd\xff\xff\xff\xff"), ReasonType},
 		{"array of 1", []byte("\x91\xa1t"), ReasonType},
 		{"tag is an int", pack([]any{1, 1, dict{}}), ReasonType},

@@ -52,6 +52,31 @@ func TestInjection(t *testing.T) {
 	}
 }
 
+// TestInjectionOfOne: each of the two fields alone.
+func TestInjectionOfOne(t *testing.T) {
+	for _, c := range []struct {
+		config Config
+		want   string
+	}{
+		{Config{SourceAddressKey: "addr"}, "map[addr:127.0.0.1]"},
+		{Config{SourceHostnameKey: "name"}, "map[name:sender.example]"},
+	} {
+		h := &received{}
+		c.config.Handler = h
+		r := serve(t, c.config)
+		r.names.resolve = func(context.Context, string) ([]string, error) { return []string{"sender.example."}, nil }
+		r.talk(append(pack([]any{"t", 1, dict{}}, []any{"t", []any{[]any{1, dict{}}}}), pack([]any{"t", pack([]any{1, dict{}})})...))
+		if n := len(h.all()); n != 3 {
+			t.Errorf("%d messages", n)
+		}
+		for _, m := range h.all() {
+			if got := fmt.Sprint(m.events[0].([]any)[1]); got != c.want {
+				t.Errorf("record %s, want %s", got, c.want)
+			}
+		}
+	}
+}
+
 // TestInjectionHoldsToTheBudget: a small payload that decompresses to one large
 // event is encoded anew within the memory budget, or refused.
 func TestInjectionHoldsToTheBudget(t *testing.T) {

@@ -167,6 +167,7 @@ func TestErrors(t *testing.T) {
 		{"UDP", source("  <transport udp>\n    insecure true\n  </transport>\n"), `weir.conf:3:3: <transport udp> is neither tls nor tcp`},
 		{"hostname", source("  source_hostname_key h\n  resolve_hostname false\n"), `weir.conf:4:3: resolve_hostname must be true with source_hostname_key`},
 		{"empty tag", source("  tag ''\n"), `weir.conf:3:3: tag must not be empty`},
+		{"empty prefix", source("  add_tag_prefix ''\n"), `weir.conf:3:3: add_tag_prefix must not be empty`},
 		{"unclosed", "<source>\n  @type forward\n", `weir.conf:1:1: <source> is never closed: </source> is missing`},
 		{"closes nothing", minimal + "</match>\n", `weir.conf:7:1: </match> closes nothing`},
 		{"wrong close", "<source>\n  @type forward\n</match>\n", `weir.conf:3:1: </match> stands where </source> is expected, for <source> of line 1`},
