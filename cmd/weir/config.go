@@ -81,6 +81,9 @@ func kernelGrants(cmd *cobra.Command, c *config.Config) error {
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "# warning: %v\n", short)
 		}
+		if n, err := netopt.Sysctl(migrateSysctl); s.Listeners > 1 && err == nil && n == 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "# warning: %s: %s is 0, so that what waits in the queue of a listener that closes is reset; sysctl -w %s=1\n", addresses, migrateSysctl, migrateSysctl)
+		}
 	}
 	return nil
 }

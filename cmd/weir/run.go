@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -36,7 +35,7 @@ type source struct {
 	config    *config.Source
 	server    *forward.Server
 	route     *route
-	listeners []*netopt.Listener
+	listeners []*listener
 	packets   []net.PacketConn // for UDP heartbeats
 	certs     *certs.Store     // nil without TLS
 }
@@ -168,6 +167,7 @@ func (s *server) listen(ctx context.Context) error {
 		for _, l := range src.listeners {
 			s.logListener(l)
 		}
+		s.logSplit(src)
 	}
 	if len(inherited) > 0 {
 		return fmt.Errorf("systemd passed the socket %s, and no <source> has its address; make bind and port those of the socket unit", socketAddress(inherited[0]))
@@ -209,57 +209,6 @@ func security(c *config.Security) *forward.Security {
 	return s
 }
 
-// listen opens the source's sockets, first those that systemd passed; it
-// returns what is left of these.
-func (src *source) listen(ctx context.Context, inherited []*os.File) (rest []*os.File, err error) {
-	c := netopt.Config{Backlog: src.config.Backlog, AllowShort: src.config.AllowShortBacklog, NoKeepAlive: !src.config.SendKeepalive}
-	for _, address := range src.config.Addresses {
-		path, isUnix := strings.CutPrefix(address, "unix:")
-		if isUnix {
-			address = path
-		}
-		var l *netopt.Listener
-		var pc net.PacketConn
-		for i := 0; i < len(inherited); i++ {
-			f := inherited[i]
-			if !sameAddress(socketAddress(f), address) {
-				continue
-			}
-			if datagram(f) {
-				pc, err = net.FilePacketConn(f)
-				f.Close()
-			} else {
-				l, err = netopt.FromFile(f, c)
-			}
-			if err != nil {
-				return nil, err
-			}
-			inherited = append(inherited[:i:i], inherited[i+1:]...)
-			i--
-		}
-		if l == nil {
-			network := "tcp"
-			if isUnix {
-				network = "unix"
-			}
-			if l, err = netopt.Listen(ctx, network, address, c); err != nil {
-				return nil, err
-			}
-		}
-		src.listeners = append(src.listeners, l)
-		if pc == nil && !isUnix {
-			// Port 0 is chosen by the kernel: heartbeats go where messages go.
-			if pc, err = netopt.ListenPacket(ctx, l.Addr().String()); err != nil {
-				return nil, err
-			}
-		}
-		if pc != nil {
-			src.packets = append(src.packets, pc)
-		}
-	}
-	return inherited, nil
-}
-
 // listenStatus makes the status endpoint's socket.
 func (s *server) listenStatus(ctx context.Context) error {
 	m := s.config.Monitor
@@ -293,18 +242,6 @@ func (s *server) outputsOf(tag string) (ids []string) {
 		ids = append(ids, o.ID)
 	}
 	return ids
-}
-
-// logListener says what the kernel made of the listener.
-func (s *server) logListener(l *netopt.Listener) {
-	asked, granted := l.Backlog()
-	fields := []zap.Field{zap.Stringer("address", l.Addr()), zap.Int("backlog_asked", asked), zap.Int("backlog_granted", granted)}
-	if m := l.Mismatch(); m != nil {
-		s.log.Warn("listening with a smaller backlog than asked for: connections may be dropped in a burst",
-			append(fields, zap.String("limited_by", m.Sysctl), zap.String("mend", m.Mend()))...)
-		return
-	}
-	s.log.Info("listening", fields...)
 }
 
 // serve starts everything that works by itself.
@@ -513,21 +450,6 @@ func (s *server) reload(configPath string) {
 		s.relisten(src, c.Sources[i])
 	}
 	s.config = c
-}
-
-// relisten calls listen(2) again with the configured backlog: that changes the
-// live socket, and a somaxconn that was raised meanwhile takes effect only so.
-func (s *server) relisten(src *source, c *config.Source) {
-	for _, l := range src.listeners {
-		if _, err := l.Relisten(c.Backlog); err != nil {
-			s.log.Error("backlog not changed", zap.Stringer("address", l.Addr()), zap.Error(err))
-			continue
-		}
-		if m := l.Mismatch(); m != nil && !c.AllowShortBacklog {
-			s.log.Error("backlog not granted: weir goes on with what the kernel gives", zap.Error(m))
-		}
-		s.logListener(l)
-	}
 }
 
 // setLinger sets SO_LINGER (socket(7)).

@@ -143,13 +143,13 @@ func (s *server) sampleOnce(now time.Time) {
 	}
 }
 
-// eachPort calls f once for each TCP listener.
+// eachPort calls f once for each address of TCP listeners.
 func (s *server) eachPort(f func(name string, addr *net.TCPAddr) error) {
 	var failed string
 	for _, src := range s.sources {
 		for _, l := range src.listeners {
-			tcp, ok := l.Addr().(*net.TCPAddr)
-			if !ok {
+			tcp, first := l.tcp()
+			if tcp == nil || !first {
 				continue
 			}
 			if err := f(l.Addr().String(), tcp); err != nil {
@@ -176,12 +176,13 @@ func (sm *sampler) setHalfOpen(name string, n int) {
 	sm.ports[name] = p
 }
 
-// port is the latest sample of a TCP listener's connections.
-func (sm *sampler) port(l *netopt.Listener) (portSample, bool) {
+// port is the latest sample of the connections of a TCP listener's address; it is
+// given for the first listener of several alone.
+func (sm *sampler) port(l *listener) (portSample, bool) {
 	sm.mu.Lock()
 	defer sm.mu.Unlock()
-	_, tcp := l.Addr().(*net.TCPAddr)
-	return sm.ports[l.Addr().String()], tcp
+	tcp, first := l.tcp()
+	return sm.ports[l.name()], tcp != nil && first
 }
 
 func (sm *sampler) readSysctls() {
@@ -286,8 +287,8 @@ func (s *server) reading(now time.Time) *alert.Reading {
 	return r
 }
 
-func (s *server) listenerReading(l *netopt.Listener) alert.Listener {
-	a := alert.Listener{Name: l.Addr().String()}
+func (s *server) listenerReading(l *listener) alert.Listener {
+	a := alert.Listener{Name: l.name(), Sharing: l.of}
 	a.Asked, a.Granted = l.Backlog()
 	if m := l.Mismatch(); m != nil {
 		a.LimitedBy, a.Mend = m.Sysctl, m.Mend()

@@ -114,8 +114,8 @@ func waiting(sessions int) string {
 }
 
 // addListener adds a listener with its SYN and accept queues.
-func (s *server) addListener(snap *status.Snapshot, src *source, l *netopt.Listener) {
-	name := l.Addr().String()
+func (s *server) addListener(snap *status.Snapshot, src *source, l *listener) {
+	name := l.name()
 	asked, granted := l.Backlog()
 	info := status.Listener{Name: name, Asked: asked, Granted: granted}
 	note := ""
@@ -135,6 +135,12 @@ func (s *server) addListener(snap *status.Snapshot, src *source, l *netopt.Liste
 	if p, ok := s.sampler.port(l); ok {
 		syn := queue.Queue{Name: queue.SYN, Instance: name, Unit: queue.UnitConnections, Depth: int64(p.SynRecv)}
 		syn.Capacity, syn.DroppedBy, syn.Note = s.sampler.syn(granted)
+		if l.of > 1 { // each socket limits its own part, and the kernel counts them together
+			syn.Capacity *= int64(l.of)
+			if syn.Note == "" {
+				syn.Note = fmt.Sprintf("of %d listeners together", l.of)
+			}
+		}
 		for _, n := range syn.DroppedBy {
 			syn.Dropped += n
 		}
@@ -143,7 +149,10 @@ func (s *server) addListener(snap *status.Snapshot, src *source, l *netopt.Liste
 			"fin_wait1": p.FinWait1, "fin_wait2": p.FinWait2, "last_ack": p.LastAck, "closing": p.Closing} {
 			snap.TCPStates[state] += int64(n)
 		}
-		snap.TCPStates["listen"]++
+		snap.TCPStates["listen"] += int64(l.of)
+	}
+	if note == "" && l.of > 1 {
+		note = fmt.Sprintf("listener %d of %d on the address", l.part+1, l.of)
 	}
 	snap.Queues = append(snap.Queues, queue.Queue{Name: queue.Accept, Instance: name, Unit: queue.UnitConnections,
 		Depth: int64(q.Depth), Capacity: int64(q.Capacity), Peak: int64(q.Peak), PeakMinute: int64(q.PeakMinute), Dropped: q.Drops, Note: note})
@@ -151,7 +160,7 @@ func (s *server) addListener(snap *status.Snapshot, src *source, l *netopt.Liste
 
 // socketQueue is the bytes that the kernel holds unread for a listener's
 // connections, as sampled.
-func (s *server) socketQueue(l *netopt.Listener) (queue.Queue, bool) {
+func (s *server) socketQueue(l *listener) (queue.Queue, bool) {
 	p, ok := s.sampler.port(l)
 	return queue.Queue{Name: queue.Socket, Instance: l.Addr().String(), Unit: queue.UnitBytes, Depth: p.Unread}, ok
 }

@@ -39,6 +39,9 @@ type Listener struct {
 	Asked, Granted  int
 	LimitedBy, Mend string
 	Queue           netopt.Queue
+	// Sharing is how many listeners its address has (SO_REUSEPORT); States are of
+	// all of them, and given with the first alone.
+	Sharing int
 	// States of its port as sampled at SampledAt, zero if never.
 	States    netopt.PortStates
 	SampledAt time.Time

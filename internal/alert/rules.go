@@ -134,6 +134,9 @@ func (e *Evaluator) listeners(was, now *Reading) (all []condition) {
 			if l.LimitedBy != "" {
 				what = fmt.Sprintf("%d in %v; backlog %d of %d asked, limited by %s", n, span(was, now), l.Granted, l.Asked, l.LimitedBy)
 			}
+			if l.Sharing > 1 {
+				what += fmt.Sprintf("; it is one of %d listeners on the address, and the others may have had room", l.Sharing)
+			}
 			all = append(all, condition{name: ConnectionsDropped, subject: l.Name, what: what, mend: largerBacklog(l), count: n})
 		}
 		if c := e.closeWait(l); c.name != "" {
@@ -224,8 +227,9 @@ func SynDrops(was, now netopt.Counters, syncookies int) uint64 {
 func fullestSyn(r *Reading) string {
 	best, share := "", 0.5
 	for _, l := range r.Listeners {
-		if s := float64(l.States.SynRecv) / float64(max(l.Granted, 1)); s > share && l.Granted > 0 {
-			best, share = fmt.Sprintf(" (%s: %d half-open, backlog %d)", l.Name, l.States.SynRecv, l.Granted), s
+		room := l.Granted * max(l.Sharing, 1)
+		if s := float64(l.States.SynRecv) / float64(max(room, 1)); s > share && room > 0 {
+			best, share = fmt.Sprintf(" (%s: %d half-open, backlog %d)", l.Name, l.States.SynRecv, room), s
 		}
 	}
 	return best

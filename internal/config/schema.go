@@ -125,7 +125,7 @@ func sourceSection() *section {
 			{name: "max_connections_per_client", kind: kindInt, def: "0", doc: "connections that one address may have open; 0 for no limit"},
 			{name: "proxy_protocol", kind: kindEnum, def: "off", values: []string{"off", "on"}, doc: "connections from proxy_protocol_from begin with a PROXY header, version 1 or 2"},
 			{name: "proxy_protocol_from", doc: "networks of the load balancers, such as 10.0.0.0/8,192.0.2.1"},
-			{name: "listeners", kind: kindInt, status: later},
+			{name: "listeners", kind: kindInt, def: "1", doc: "sockets on each address (SO_REUSEPORT), each with an accept queue of its own"},
 			{name: "max_connection_age", kind: kindTime, def: "0s", doc: "close older connections between two messages, so that senders find new servers; 0 for never"},
 		}), children: []*section{
 			transportSection(),

@@ -17,6 +17,7 @@ type Source struct {
 	Addresses              []string
 	Backlog                int  // 0: what the kernel allows
 	AllowShortBacklog      bool // on_backlog_mismatch warn
+	Listeners              int  // sockets on each TCP address, SO_REUSEPORT if over 1
 	MaxConnections         int
 	MaxPerClient           int // 0: no limit
 	Tag, TagPrefix         string
@@ -141,6 +142,7 @@ func (b *builder) forward(n *node, index int) *Source {
 		s.MinRate = -1
 	}
 	b.proxy(n, s)
+	b.listeners(n, s)
 	port := strconv.Itoa(b.port(n))
 	for _, a := range strings.Split(n.str("bind"), ",") {
 		a = strings.TrimSpace(a)
@@ -163,6 +165,23 @@ func (b *builder) forward(n *node, index int) *Source {
 		}
 	}
 	return s
+}
+
+// maxListeners bounds listeners: more than CPUs help nobody.
+const maxListeners = 256
+
+// listeners reads listeners.
+func (b *builder) listeners(n *node, s *Source) {
+	s.Listeners = n.integer("listeners")
+	switch at := n.values["listeners"].pos; {
+	case s.Listeners < 1 || s.Listeners > maxListeners:
+		b.fail(at, "listeners %d is not a number from 1 to %d", s.Listeners, maxListeners)
+	case s.Listeners > 1:
+		b.warn(at, "listeners %d splits the accept queue: the kernel spreads connections by hash, a full part drops although others have room, and closing one resets its queue unless net.ipv4.tcp_migrate_req is 1; one listener with a larger backlog has neither fault", s.Listeners)
+		if strings.Contains(n.str("bind"), "unix:") {
+			b.warn(at, "listeners is ignored for unix sockets")
+		}
+	}
 }
 
 // proxy reads proxy_protocol and proxy_protocol_from.
