@@ -55,6 +55,7 @@ type idTable struct {
 	index  []uint32 // 1 + place in the ring; 0 is free
 	// unsaved is how many of the newest are not in the id log yet.
 	unsaved int
+	touched uint32 // of no meaning: keeps reads ahead from being left out
 }
 
 const minIDs = 1024 // a table begins with room for so many
@@ -117,6 +118,26 @@ func (t *idTable) add(x stamped) {
 	t.index[at] = uint32(i) + 1
 	t.count++
 	t.unsaved++
+}
+
+// load adds ids as they are in the log, oldest first, for which there is room. It
+// touches the places of the next ids in the index before it needs them, so that
+// the memory is waited for once for many of them.
+func (t *idTable) load(p []byte) {
+	const ahead = 64
+	le := binary.LittleEndian
+	touched := uint32(0)
+	for len(p) > 0 {
+		part := p[:min(len(p), ahead*idSize)]
+		p = p[len(part):]
+		for q := part; len(q) > 0; q = q[idSize:] {
+			touched |= t.index[int(le.Uint32(q))&(len(t.index)-1)]
+		}
+		for q := part; len(q) > 0; q = q[idSize:] {
+			t.add(stamped{id(q[:16]), le.Uint32(q[16:])})
+		}
+	}
+	t.touched = touched
 }
 
 // resize makes room for size ids, but no more than the window has.

@@ -262,6 +262,44 @@ func TestDedupeLogDamage(t *testing.T) {
 	requireDuplicates(t, b, 40, 50)
 }
 
+// TestDedupeRestarts starts again and again: the log of ids does not grow by it,
+// and nothing falls out of the window.
+func TestDedupeRestarts(t *testing.T) {
+	m := newMemFS()
+	o := Options{Dir: "/b", FS: m, ChunkLimit: 8 * BlockSize, DedupeWindow: 40}
+	b := open(t, o)
+	put(t, b, 0, 39, 100)
+	size := func() (n int) {
+		for name, f := range m.names {
+			if strings.Contains(name, idPrefix) {
+				n += len(f.data)
+			}
+		}
+		return n
+	}
+	want := size()
+	for range 20 {
+		closeBuffer(t, b)
+		b = open(t, o)
+		if n := size(); n != want {
+			t.Fatalf("%d bytes of ids after a restart, %d before", n, want)
+		}
+	}
+	requireDuplicates(t, b, 0, 39)
+	closeBuffer(t, b)
+	// The record that cannot be written again goes to a new file.
+	m.fail = failNth("datasync", idPrefix, 1, 1, syscall.EIO)
+	b = open(t, o)
+	requireDuplicates(t, b, 0, 39)
+	closeBuffer(t, b)
+	if n := size(); n <= want {
+		t.Errorf("%d bytes of ids, want more than %d", n, want)
+	}
+	o.DedupeWindow = 20 // of which those that were written twice take two places
+	b = open(t, o)
+	requireDuplicates(t, b, 30, 39)
+}
+
 // BenchmarkOpenWithIDs opens a buffer that remembers a million ids.
 func BenchmarkOpenWithIDs(b *testing.B) {
 	o := Options{Dir: b.TempDir(), Cursors: []string{"c"}}

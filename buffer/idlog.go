@@ -54,8 +54,6 @@ type idLog struct {
 	end     int64
 	crc     uint32 // of the head, with which records begin
 	covered uint64 // chunks up to this one have their ids in it
-	before  uint64 // covered without the last record that was loaded
-	tail    int    // how many ids that one has
 }
 
 type idFile struct {
@@ -78,87 +76,138 @@ func idFileNumber(name string) (n uint64, ok bool) {
 	return n, err == nil
 }
 
-// load reads the files into the window and returns which chunks they cover. What
-// is not readable is left out: a resend of its entries is stored again.
+// load reads the files into the window and finds which chunks they cover. What
+// is not readable is left out: a resend of its entries is stored again. It begins
+// with the newest, and files that the window does not reach are not even read. Ids
+// that were written twice, after a failure, take two places of the window.
 func (l *idLog) load(numbers []uint64) error {
 	slices.Sort(numbers)
-	keyed := false
-	for _, n := range numbers {
+	var kept []loadedIDs // newest first
+	found, keyed, window := 0, false, l.b.ids.window
+	for _, n := range slices.Backward(numbers) {
 		name := idFileName(l.b.opt.Dir, n)
-		file, key, err := l.read(name, keyed)
-		if err != nil {
-			return err
-		}
-		keyed = keyed || key
-		file.number = n
-		if file.ids == 0 { // made and not begun, or of no use to us
-			l.b.log.Warn("file of chunk ids has nothing readable in it and is removed", zap.String("file", name))
-			if err := l.b.fs.Remove(name); err != nil {
+		var file loadedIDs
+		if found < window {
+			var err error
+			if file, err = l.read(name, keyed); err != nil {
 				return err
 			}
 		}
+		if file.ids > 0 {
+			keyed = true
+			found += file.ids
+			file.number = n
+			kept = append(kept, file)
+			l.files = append(l.files, file.idFile)
+			continue
+		}
+		if found < window {
+			l.b.log.Warn("file of chunk ids has nothing readable in it and is removed", zap.String("file", name))
+		}
+		if err := l.b.fs.Remove(name); err != nil {
+			return err
+		}
 		// The number of one that is removed is not used again either.
-		l.files = append(l.files, file)
+		l.files = append(l.files, idFile{number: n})
 	}
+	slices.Reverse(l.files)
 	if !keyed {
 		rand.Read(l.key[:]) // never fails
+		return nil
 	}
-	// The last record may be one whose fdatasync failed, so that it is gone with
-	// the next power cut: it is saved again. Those before it were durable before
-	// it was begun.
-	l.b.ids.unsaved = min(l.tail, l.b.ids.count)
-	whole := l.covered
-	l.covered = l.before
-	l.b.saveIDs(whole)
+	l.b.ids.resize(found)
+	skip := max(found-l.b.ids.window, 0)
+	for _, file := range slices.Backward(kept) {
+		for _, p := range file.records {
+			if n := min(skip, len(p)/idSize); n > 0 {
+				skip -= n
+				p = p[n*idSize:]
+			}
+			l.b.ids.load(p)
+		}
+	}
+	return l.rewriteLast(&kept[0])
+}
+
+// rewriteLast writes the last record once more, where it is: it may be one whose
+// fdatasync failed, so that it is gone with the next power cut. Those before it
+// were durable before it was begun. The same bytes in the same place make nothing
+// grow, however often weir is started.
+func (l *idLog) rewriteLast(file *loadedIDs) error {
+	l.covered = file.covered
+	l.b.ids.unsaved = 0
+	name := idFileName(l.b.opt.Dir, file.number)
+	f, err := l.b.fs.Open(name, Cached)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(file.last, file.at)
+	if err == nil && l.b.opt.Durability == Fsync {
+		err = f.Datasync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		l.b.log.Warn("last chunk ids not written again, they go to a new file", zap.String("file", name), zap.Error(err))
+		l.b.ids.unsaved = min((len(file.last)-idRecordHead)/idSize, l.b.ids.count)
+		l.b.saveIDs(file.covered)
+	}
 	return nil
 }
 
+// loadedIDs is a file that was read.
+type loadedIDs struct {
+	idFile
+	covered uint64
+	records [][]byte // ids, as in the file
+	last    []byte   // the whole last record
+	at      int64    // its offset
+}
+
 // read reads one file; keyed says that the key is known and the file's must be
-// the same.
-func (l *idLog) read(name string, keyed bool) (file idFile, ok bool, err error) {
+// the same. One without anything of use has no ids.
+func (l *idLog) read(name string, keyed bool) (file loadedIDs, err error) {
 	f, err := l.b.fs.Open(name, Cached)
 	if err != nil {
-		return file, false, err
+		return file, err
 	}
 	defer f.Close()
 	size, err := f.Size()
 	if err != nil || size < idFileHead {
-		return file, false, err
+		return file, err
 	}
 	p := make([]byte, size)
 	if _, err := f.ReadAt(p, 0); err != nil {
-		return file, false, fmt.Errorf("read %s: %w", name, err)
+		return file, fmt.Errorf("read %s: %w", name, err)
 	}
-	l.b.ids.resize(l.b.ids.count + len(p)/idSize)
 	le := binary.LittleEndian
 	crc := le.Uint32(p[4:])
 	if le.Uint32(p) != magicIDs || crc32.Checksum(p[8:idFileHead], castagnoli) != crc {
-		return file, false, nil
+		return file, nil
 	}
 	if v := le.Uint32(p[8:]); v != version {
-		return file, false, fmt.Errorf("%s: format version %d, this weir reads %d", name, v, version)
+		return file, fmt.Errorf("%s: format version %d, this weir reads %d", name, v, version)
 	}
 	key := idKey(p[16:idFileHead])
 	if keyed && key != l.key {
-		return file, false, nil
+		return file, nil
 	}
 	l.key = key
-	for p = p[idFileHead:]; len(p) >= idRecordHead; {
-		n := int64(le.Uint32(p[4:]))
-		end := idRecordHead + n*idSize
-		if end > int64(len(p)) || crc32.Update(crc, castagnoli, p[4:end]) != le.Uint32(p) {
+	for off := int64(idFileHead); size-off >= idRecordHead; {
+		n := int64(le.Uint32(p[off+4:]))
+		end := off + idRecordHead + n*idSize
+		if end > size || crc32.Update(crc, castagnoli, p[off+4:end]) != le.Uint32(p[off:]) {
 			break // the last one, torn
 		}
-		for q := p[idRecordHead:end]; len(q) > 0; q = q[idSize:] {
-			l.b.ids.add(stamped{id(q[:16]), le.Uint32(q[16:])})
+		ids := p[off+idRecordHead : end]
+		for q := ids; len(q) > 0; q = q[idSize:] {
 			file.newest = max(file.newest, le.Uint32(q[16:]))
 		}
-		l.before, l.tail = l.covered, int(n)
-		l.covered = max(l.covered, le.Uint64(p[8:]))
+		file.covered = max(file.covered, le.Uint64(p[off+8:]))
 		file.ids += int(n)
-		p = p[end:]
+		file.records = append(file.records, ids)
+		file.last, file.at = p[off:end], off
+		off = end
 	}
-	return file, true, nil
+	return file, nil
 }
 
 // save writes the ids that are not in the log yet, those of chunks up to seq.
