@@ -1,6 +1,8 @@
 package forward
 
 import (
+	"errors"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -196,7 +198,7 @@ func (s *session) wrote(out []byte, err error) (again bool) {
 	if err != nil {
 		s.dead = true
 		s.out = nil
-		s.kick()
+		s.stopReading()
 	}
 	s.change.Broadcast()
 	again = len(s.out) > 0 && !s.queued
@@ -209,9 +211,12 @@ func (s *session) wrote(out []byte, err error) (again bool) {
 // flushSlowly waits for the socket to take the acks.
 func (s *session) flushSlowly(out []byte, from int) {
 	for {
-		err := s.conn.SetWriteDeadline(time.Now().Add(ackTimeout))
+		err := s.conn.SetWriteDeadline(time.Now().Add(s.srv.config.ackTimeout))
 		if err == nil {
 			_, err = s.conn.Write(out[from:])
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.srv.counters.acksUnread.Add(1)
 		}
 		if err == nil { // flush writes without a deadline
 			err = s.conn.SetWriteDeadline(time.Time{})

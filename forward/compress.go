@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -30,10 +31,11 @@ const (
 type inflater struct {
 	gzip, zstd sync.Pool
 	slots      chan struct{} // of zstd
+	waits      *atomic.Uint64
 }
 
 func newInflater() inflater {
-	return inflater{slots: make(chan struct{}, zstdPerCPU*runtime.GOMAXPROCS(0))}
+	return inflater{slots: make(chan struct{}, zstdPerCPU*runtime.GOMAXPROCS(0)), waits: &atomic.Uint64{}}
 }
 
 // window is one pooled decompressor with what belongs to it.
@@ -117,7 +119,12 @@ func (t *limited) Read(p []byte) (int, error) {
 // open returns a pooled window and the decompressed payload.
 func (f *inflater) open(payload []byte, c Compression) (w *window, r io.Reader, err error) {
 	if c == Zstd {
-		f.slots <- struct{}{}
+		select {
+		case f.slots <- struct{}{}:
+		default:
+			f.waits.Add(1)
+			f.slots <- struct{}{}
+		}
 	}
 	w, _ = f.pool(c).Get().(*window)
 	if w == nil {

@@ -46,4 +46,7 @@ func TestZstdAtOnce(t *testing.T) {
 	if n := <-done; n != 3 {
 		t.Errorf("%d events", n)
 	}
+	if n := f.waits.Load(); n != 1 {
+		t.Errorf("%d waits", n)
+	}
 }

@@ -524,7 +524,7 @@ func TestTimeouts(t *testing.T) {
 				t.Errorf("the connection is not closed in time: %v", err)
 			}
 			st := r.Stats()
-			if c.reason != "" && st.RefusedMessages[c.reason] != 1 || c.config.Security != nil && st.HandshakeFailed != 1 {
+			if c.reason != "" && st.RefusedMessages[c.reason] != 1 || c.config.Security != nil && st.HandshakeFailed != 1 || (st.Idle == 1) != (c.name == "idle") {
 				t.Errorf("stats %+v", st)
 			}
 		})
@@ -552,6 +552,119 @@ func TestMaxConnectionAge(t *testing.T) {
 	h.held[0].Done(nil) // long after its age
 	if got, err := io.ReadAll(busy); err != nil || string(got) != ackOfID {
 		t.Errorf("%q, %v", got, err)
+	}
+	if st := r.Stats(); st.Aged != 2 {
+		t.Errorf("%d connections counted as aged", st.Aged)
+	}
+}
+
+// TestMaxConnectionAgeUnderLoad: senders find their connections closed again and
+// again. Those that ask for acks, one message at a time or many, lose nothing and
+// have nothing to repeat that was stored; those that do not ask lose nothing that
+// weir's side had.
+func TestMaxConnectionAgeUnderLoad(t *testing.T) {
+	const senders, messages, window = 6, 600, 16
+	h := &received{}
+	r := serve(t, Config{Handler: h, MaxConnectionAge: 30 * time.Millisecond})
+	var wg sync.WaitGroup
+	for i := range senders {
+		wg.Go(func() {
+			size := 1
+			if i%2 == 1 {
+				size = window
+			}
+			for sent := 0; sent < messages; {
+				n, err := acked(r.addr, fmt.Sprintf("s%d-", i), sent, messages, size)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				sent = n
+			}
+		})
+	}
+	wg.Wait()
+	chunks := map[string]int{}
+	for _, m := range h.all() {
+		chunks[m.chunk]++
+	}
+	if len(chunks) != senders*messages {
+		t.Errorf("%d messages, want %d", len(chunks), senders*messages)
+	}
+	for chunk, n := range chunks {
+		if n > 1 {
+			t.Errorf("message %s came %d times", chunk, n)
+		}
+	}
+	eventually(t, "the connections are gone", func() bool { return r.Stats().Open == 0 })
+	if st := r.Stats(); st.Aged < senders {
+		t.Errorf("%d connections had their age", st.Aged)
+	}
+}
+
+// acked sends messages from one on, on a connection of its own, at most window of
+// them without their acks. It returns how many are acked once the connection ends
+// or all are.
+func acked(addr, prefix string, from, to, window int) (int, error) {
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return from, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return from, err
+	}
+	dec := msgpack.NewDecoder(conn)
+	for next := from; from < to; {
+		for next < to && next < from+window {
+			if _, err := conn.Write(pack([]any{"t", stream(1), dict{"chunk": prefix + fmt.Sprint(next)}})); err != nil {
+				break // the acks that came are still to be read
+			}
+			next++
+		}
+		var ack map[string]string
+		if err := dec.Decode(&ack); err != nil {
+			if errors.Is(err, io.EOF) {
+				return from, nil
+			}
+			return from, err // also of a reset, on which acks under way are lost
+		}
+		if want := prefix + fmt.Sprint(from); ack["ack"] != want {
+			return from, fmt.Errorf("ack %v, want %s", ack, want)
+		}
+		from++
+	}
+	return from, nil
+}
+
+// TestMaxConnectionAgeWithoutAcks: what a sender has written before its
+// connection has its age is taken, though nobody has read it yet.
+func TestMaxConnectionAgeWithoutAcks(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		h := &blocking{begun: make(chan struct{}, 1), release: make(chan struct{})}
+		c := Config{Handler: h, MaxConnectionAge: 50 * time.Millisecond}
+		if secure {
+			c.TLS = serverTLS(t)
+		}
+		r := serve(t, c)
+		conn := r.dial()
+		w := io.Writer(conn)
+		if secure {
+			w = tlsClient(t, conn)
+		}
+		message := pack([]any{"t", stream(100)})
+		for range 20 {
+			if _, err := w.Write(message); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-h.begun
+		time.Sleep(100 * time.Millisecond) // it has its age, and is blocked
+		close(h.release)
+		eventually(t, "the connection is gone", func() bool { st := r.Stats(); return st.Open == 0 && st.Aged == 1 })
+		if h.events != 20*100 {
+			t.Errorf("TLS %v: %d events", secure, h.events)
+		}
 	}
 }
 
@@ -667,8 +780,8 @@ func TestInFlightIsBounded(t *testing.T) {
 	}
 	eventually(t, "the limit is reached", func() bool { return h.count() == maxInFlight })
 	time.Sleep(50 * time.Millisecond)
-	if n := h.count(); n != maxInFlight {
-		t.Errorf("%d messages in flight", n)
+	if n, waits := h.count(), r.Stats().Waits["in_flight"]; n != maxInFlight || waits != 1 {
+		t.Errorf("%d messages in flight, %d waits", n, waits)
 	}
 	for done := range maxInFlight + more {
 		eventually(t, "the next one comes", func() bool { return h.count() > done })
@@ -696,6 +809,22 @@ func TestAcksUnread(t *testing.T) {
 	if got := r.talk(pack([]any{"t", stream(1), dict{"chunk": "id"}})); string(got) != ackOfID {
 		t.Errorf("another sender gets %q", got)
 	}
+	if st := r.Stats(); st.Waits["unread_acks"] == 0 || st.AcksUnread != 0 {
+		t.Errorf("waits %v, %d connections", st.Waits, st.AcksUnread)
+	}
+}
+
+// TestAcksUnreadForLong: in the end that sender's connection is given up.
+func TestAcksUnreadForLong(t *testing.T) {
+	r := serve(t, Config{Handler: &received{}, ackTimeout: 50 * time.Millisecond})
+	conn := r.dial()
+	msg := pack([]any{"t", stream(1), dict{"chunk": strings.Repeat("i", maxChunk)}})
+	for {
+		if _, err := conn.Write(msg); err != nil {
+			break
+		}
+	}
+	eventually(t, "it is counted and gone", func() bool { st := r.Stats(); return st.AcksUnread == 1 && st.Open == 0 })
 }
 
 // TestSizeWarning: a message over chunk_size_warn_limit is taken, and logged.

@@ -103,7 +103,8 @@ type Config struct {
 	// acked (deny_keepalive).
 	DenyKeepalive bool
 
-	busyGrace time.Duration // see halfclosed.go
+	busyGrace  time.Duration // see halfclosed.go
+	ackTimeout time.Duration // see acks.go
 }
 
 // Server receives messages on any number of listeners.
@@ -201,6 +202,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.MemoryWait, DefaultMemoryWait)
 	setDefault(&c.MinRate, DefaultMinRate)
 	setDefault(&c.busyGrace, busyGrace)
+	setDefault(&c.ackTimeout, ackTimeout)
 }
 
 func setDefault[T comparable](v *T, d T) {

@@ -28,6 +28,8 @@ const (
 	// drainGrace is how long a message that has begun may take to arrive whole
 	// when the server shuts down.
 	drainGrace = time.Second
+	// lingerGrace is how long an aged connection waits for its sender to close.
+	lingerGrace = time.Second
 	// readAhead is how much is read beyond the known end of a message: its
 	// option, and the head of the next one.
 	readAhead = 256
@@ -35,7 +37,7 @@ const (
 
 var (
 	errDrained = errors.New("the server shuts down")
-	errClosing = errors.New("the connection is closed after a refused message")
+	errClosing = errors.New("the connection is closed after a refused message, or because its acks cannot be written")
 	errIdle    = errors.New("idle for longer than the limit")
 	errAged    = errors.New("older than max_connection_age")
 )
@@ -74,8 +76,10 @@ type session struct {
 	readErr   error
 	starved   bool
 	handed    bool // a message has been handed to the handler
+	acked     bool // the sender has asked for an ack
+	leaving   bool // it has its age: what is there is read, and no more
 
-	closing    atomic.Bool  // a message was refused: read no more
+	closing    atomic.Bool  // a message was refused, or no ack can be written: read no more
 	busySince  atomic.Int64 // Unix nanoseconds since when it waits for something else than its sender, or 0
 	halfClosed atomic.Bool  // see endIfHalfClosed
 	proxied    bool         // a PROXY header comes first; guarded by Server.mu once served
@@ -134,6 +138,24 @@ func (s *session) serve(ctx context.Context) {
 	}
 	s.ended(err)
 	s.finish()
+	if errors.Is(err, errAged) && s.acked {
+		s.linger()
+	}
+}
+
+// linger ends an aged connection from weir's side and drops what still comes,
+// until the sender has closed its own. Closing with bytes unread would reset the
+// connection, and the sender might lose acks that it has not read yet: it would
+// send again what is stored. What is dropped gets no ack.
+func (s *session) linger() {
+	for _, c := range []net.Conn{s.conn, s.socket} {
+		if half, ok := c.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+			return
+		}
+	}
+	if s.socket.SetReadDeadline(time.Now().Add(lingerGrace)) == nil {
+		_, _ = io.Copy(io.Discard, s.socket) // however it ends, it is over
+	}
 }
 
 // readMessages reads until the connection ends, for whatever reason.
@@ -299,7 +321,13 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	}
 	m.Received = s.readAt
 	s.rename(m)
+	s.acked = s.acked || m.wantAck
 	s.mu.Lock()
+	if s.inFlight >= maxInFlight {
+		s.srv.counters.waitsInFlight.Add(1)
+	} else if len(s.out) > maxUnsent {
+		s.srv.counters.waitsUnread.Add(1)
+	}
 	for (s.inFlight >= maxInFlight || len(s.out) > maxUnsent) && !s.dead {
 		s.busy(m.Received)
 		s.change.Wait()
@@ -367,6 +395,11 @@ func (s *session) fill(ctx context.Context) error {
 		switch {
 		case err == nil || errors.Is(err, io.EOF):
 			return s.endOfStream()
+		case errors.Is(err, syscall.EAGAIN) && s.leaving && !s.srv.draining.Load():
+			if s.r == s.w {
+				return errAged
+			}
+			s.sweeping, s.leaving = false, false // until the message is whole
 		case errors.Is(err, syscall.EAGAIN): // only when sweeping
 			if s.r == s.w || s.grace {
 				return errDrained
@@ -375,6 +408,10 @@ func (s *session) fill(ctx context.Context) error {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if s.closing.Load() {
 				return errClosing
+			}
+			if s.leaving && s.w > s.r && !s.srv.draining.Load() { // only without a descriptor
+				s.sweeping, s.leaving = false, false
+				continue
 			}
 			if !s.srv.draining.Load() {
 				return s.timedOut()
@@ -412,7 +449,12 @@ func (s *session) deadline() error {
 		if !s.retireAt.IsZero() {
 			left := time.Until(s.retireAt)
 			if left <= 0 {
-				return errAged
+				if s.acked || left < -drainGrace {
+					return errAged
+				}
+				// Without acks a sender does not learn what was not read.
+				s.sweeping, s.leaving = true, true
+				return s.sweep()
 			}
 			if limit <= 0 || left < limit {
 				limit = left
@@ -553,6 +595,12 @@ func (s *session) readEnd() int {
 
 // ended counts and logs why the connection came to its end.
 func (s *session) ended(err error) {
+	switch {
+	case errors.Is(err, errIdle):
+		s.srv.counters.idle.Add(1)
+	case errors.Is(err, errAged):
+		s.srv.counters.aged.Add(1)
+	}
 	var refusal *Refusal
 	switch {
 	case errors.As(err, &refusal):

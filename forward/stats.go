@@ -23,6 +23,12 @@ type Stats struct {
 	// HalfClosed counts connections that the sender closed while its messages
 	// waited for long, and that were ended before their acks could be sent.
 	HalfClosed uint64
+	// Idle and Aged count connections closed by IdleTimeout and MaxConnectionAge,
+	// AcksUnread those of senders that read no acks for too long.
+	Idle, Aged, AcksUnread uint64
+	// Waits counts by limit how often a connection was read no further for a
+	// while: in_flight, unread_acks, zstd.
+	Waits map[string]uint64
 	// MemoryHeld, MemoryPeak and MemoryLimit are bytes read and not yet durable,
 	// with the buffers they lie in. MemoryWaiting counts sessions that wait.
 	MemoryHeld, MemoryPeak, MemoryLimit int64
@@ -66,7 +72,8 @@ type Latency struct {
 // counters are what sessions count into.
 type counters struct {
 	accepted, refused, handshakeFailed atomic.Uint64
-	halfClosed                         atomic.Uint64
+	halfClosed, idle, aged, acksUnread atomic.Uint64
+	waitsInFlight, waitsUnread         atomic.Uint64
 	messages, events, bytes            [modes]atomic.Uint64
 	inFlight                           atomic.Int64
 	acks, duplicates                   atomic.Uint64
@@ -114,13 +121,19 @@ func (s *Server) Stats() Stats {
 		Refused:         c.refused.Load(),
 		HandshakeFailed: c.handshakeFailed.Load(),
 		HalfClosed:      c.halfClosed.Load(),
-		MemoryLimit:     s.memory.limit,
-		Messages:        map[string]uint64{},
-		Events:          map[string]uint64{},
-		Bytes:           map[string]uint64{},
-		InFlight:        c.inFlight.Load(),
-		Acks:            c.acks.Load(),
-		Duplicates:      c.duplicates.Load(),
+		Idle:            c.idle.Load(),
+		Aged:            c.aged.Load(),
+		AcksUnread:      c.acksUnread.Load(),
+		Waits: map[string]uint64{
+			"in_flight": c.waitsInFlight.Load(), "unread_acks": c.waitsUnread.Load(), "zstd": s.inflater.waits.Load(),
+		},
+		MemoryLimit: s.memory.limit,
+		Messages:    map[string]uint64{},
+		Events:      map[string]uint64{},
+		Bytes:       map[string]uint64{},
+		InFlight:    c.inFlight.Load(),
+		Acks:        c.acks.Load(),
+		Duplicates:  c.duplicates.Load(),
 		Heartbeats: map[string]uint64{
 			"connect": c.connectBeats.Load(), "nil": c.nilBeats.Load(), "udp": c.udpBeats.Load(),
 		},

@@ -26,7 +26,7 @@ func (s *server) figures() *status.Snapshot {
 		Version: version, PID: os.Getpid(), Started: s.started, Now: time.Now(),
 		CommitLatency: map[string]status.Histogram{}, DirectIO: map[string]bool{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
 		Traffic: status.Traffic{Messages: map[string]uint64{}, Events: map[string]uint64{}, Bytes: map[string]uint64{},
-			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Refused: map[string]uint64{}, Invalid: map[string]uint64{}},
+			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Waits: map[string]uint64{}, Refused: map[string]uint64{}, Invalid: map[string]uint64{}},
 	}
 	snap.Problems = s.health.reasons()
 	snap.Findings = s.findings.get()
@@ -97,6 +97,10 @@ func (s *server) addSource(snap *status.Snapshot, src *source) {
 	t.Connections["refused"] += st.Refused
 	t.Connections["handshake_failed"] += st.HandshakeFailed
 	t.Connections["half_closed"] += st.HalfClosed
+	t.Connections["idle"] += st.Idle
+	t.Connections["aged"] += st.Aged
+	t.Connections["acks_unread"] += st.AcksUnread
+	addAll(t.Waits, st.Waits)
 	in := status.Input{ID: id, Type: "forward", Config: src.config.Params}
 	for mode := range st.Events {
 		in.Events += st.Events[mode]

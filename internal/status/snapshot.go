@@ -131,8 +131,12 @@ type Traffic struct {
 	Duplicates uint64 `json:"duplicates"`
 	// Heartbeats by transport: connect, nil, udp.
 	Heartbeats map[string]uint64 `json:"heartbeats"`
-	// Connections by result: accepted, refused, handshake_failed, half_closed. half_closed.
+	// Connections by result: accepted, refused, handshake_failed, half_closed, idle,
+	// aged, acks_unread.
 	Connections map[string]uint64 `json:"connections"`
+	// Waits counts by limit how often a connection was read no further for a while:
+	// in_flight, unread_acks, zstd.
+	Waits map[string]uint64 `json:"waits"`
 	// Refused counts messages that were not taken and not acked, by reason.
 	Refused map[string]uint64 `json:"refused_messages"`
 	// Invalid counts messages, by reason, of which at least a part went to a
