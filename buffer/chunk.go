@@ -19,8 +19,9 @@ import (
 //	 8  u64  sequence number of the chunk, so that what an earlier use of the
 //	         file left behind is never taken for data
 //	16  u64  number of the frame in its chunk
-//	24  u64  length of the body; in a footer, where the chunk's commits end
-//	32  u64  events
+//	24  u64  length of the body; in a footer, where the chunk's commits end; in a
+//	         header, where those of the chunk before it end, 0 if there is none
+//	32  u64  events; in a header, the sequence number of the chunk before it
 //	40  i64  written, nanoseconds since 1970 UTC
 //	48  u32  entries
 //	52  u32  salt: random, the same in all frames of the chunk

@@ -124,6 +124,59 @@ func TestFailedDatasyncIsFinal(t *testing.T) {
 	requireBalance(t, b)
 }
 
+// TestFailedGroupDoesNotComeBack: a group whose fdatasync failed and that could not
+// be cut off either, stored in another chunk, at once or when it is sent again, is
+// there once after a restart and after a power cut that kept all of its bytes.
+func TestFailedGroupDoesNotComeBack(t *testing.T) {
+	for _, times := range []int{1, 2} { // at the second, the sender is refused
+		for _, crash := range []bool{false, true} {
+			m := newMemFS()
+			o := Options{Dir: "/b", FS: m}
+			b := open(t, o)
+			put(t, b, 0, 2, 100)
+			sync := failNth("datasync", chunkPrefix, 1, 1, syscall.EIO)
+			if times == 2 {
+				// Between them is the datasync of the second chunk's header.
+				second := failNth("datasync", chunkPrefix, 3, 1, syscall.EIO)
+				first := sync
+				sync = func(op, name string) error { return errors.Join(first(op, name), second(op, name)) }
+			}
+			m.mu.Lock()
+			m.fail = func(op, name string) error {
+				if op == "truncate" {
+					return syscall.EIO
+				}
+				return sync(op, name)
+			}
+			m.mu.Unlock()
+			if err := try(t, b, 2, 100); (err != nil) != (times == 2) {
+				t.Fatal(err)
+			}
+			m.mu.Lock()
+			m.fail = nil
+			m.mu.Unlock()
+			put(t, b, 4-times, 5, 100)
+			if crash {
+				m.mu.Lock()
+				after := m.crash(cutKeep, nil)
+				m.mu.Unlock()
+				closeBuffer(t, b)
+				o.FS = after
+			} else {
+				closeBuffer(t, b)
+			}
+			b = open(t, o)
+			take(t, b, "out", 0, 5, 100, 1<<20)
+			requireEmpty(t, b, "out")
+			requireBalance(t, b)
+			if n := b.Stats().DamagedChunks; n > 0 {
+				t.Errorf("%d chunks kept as damaged", n)
+			}
+			closeBuffer(t, b)
+		}
+	}
+}
+
 // TestDiskFull fills the disk: refusals, no lost entry, and the outputs free
 // space without any to begin with.
 func TestDiskFull(t *testing.T) {

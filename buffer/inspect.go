@@ -120,7 +120,11 @@ func Inspect(dir string, visit func(Place, *Entry) error) (*Inspection, error) {
 	}
 	slices.Sort(seqs)
 	for i, seq := range seqs {
-		info, err := inspectChunk(chunkName(dir, seq), i == len(seqs)-1, func(p Place, e *Entry) error {
+		end := int64(unstated)
+		if i < len(seqs)-1 {
+			end = statedEnd(osFS{}, dir, seq, seqs[i+1])
+		}
+		info, err := inspectChunk(chunkName(dir, seq), i == len(seqs)-1, end, func(p Place, e *Entry) error {
 			for i := range in.Cursors {
 				if c := &in.Cursors[i]; !p.Before(*c) {
 					c.Entries++
@@ -152,10 +156,11 @@ func Inspect(dir string, visit func(Place, *Entry) error) (*Inspection, error) {
 // InspectChunk is Inspect for one file, which may be one that was moved aside
 // as damaged.
 func InspectChunk(file string, visit func(Place, *Entry) error) (ChunkInfo, error) {
-	return inspectChunk(file, false, visit)
+	return inspectChunk(file, false, unstated, visit)
 }
 
-func inspectChunk(file string, newest bool, visit func(Place, *Entry) error) (info ChunkInfo, err error) {
+// inspectChunk reads a chunk whose commits end at end, if the next one tells.
+func inspectChunk(file string, newest bool, end int64, visit func(Place, *Entry) error) (info ChunkInfo, err error) {
 	info = ChunkInfo{File: file, State: StateSealed}
 	base := filepath.Base(file)
 	if strings.HasSuffix(base, damagedSuffix) {
@@ -184,7 +189,7 @@ func inspectChunk(file string, newest bool, visit func(Place, *Entry) error) (in
 	if visit == nil {
 		visit = func(Place, *Entry) error { return nil }
 	}
-	s := &inspector{info: &info, visit: visit, newest: newest}
+	s := &inspector{info: &info, visit: visit, newest: newest, end: end}
 	s.walker = walker{f: osFile{f}, size: info.Size, chunk: &chunk{seq: seq, end: BlockSize, frames: 1}}
 	if err := s.run(); err != nil {
 		return info, fmt.Errorf("%s: %w", file, err)
@@ -205,6 +210,7 @@ type inspector struct {
 	info   *ChunkInfo
 	visit  func(Place, *Entry) error
 	newest bool
+	end    int64 // by the next chunk's header
 }
 
 func (s *inspector) run() error {
@@ -227,7 +233,7 @@ func (s *inspector) run() error {
 	if sealed {
 		c.salt, s.salted = foot.salt, true
 		s.size = foot.end
-	} else if s.newest {
+	} else if s.size = min(s.size, s.end); s.newest {
 		s.info.State = StateActive
 	}
 	if !headed {

@@ -116,7 +116,7 @@ func TestInspect(t *testing.T) {
 	if err := os.WriteFile(newest.File, p, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	info, err := inspectChunk(newest.File, true, nil)
+	info, err := inspectChunk(newest.File, true, unstated, nil)
 	if err != nil || len(info.Damage) != 0 || info.Entries != newest.Entries-1 {
 		t.Errorf("torn tail: %+v, %v", info, err)
 	}

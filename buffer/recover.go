@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,7 +63,11 @@ func (b *Buffer) recover(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := b.recoverChunk(seq, i == len(seqs)-1); err != nil {
+		next := uint64(0)
+		if i < len(seqs)-1 {
+			next = seqs[i+1]
+		}
+		if err := b.recoverChunk(seq, next); err != nil {
 			return err
 		}
 	}
@@ -113,10 +118,11 @@ func (b *Buffer) begun(c *chunk) time.Time {
 	return head.written
 }
 
-// recoverChunk finds what of a chunk is durable and adds it to b.chunks. The
-// newest one becomes the active chunk if it can take more.
-func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
-	name := chunkName(b.opt.Dir, seq)
+// recoverChunk finds what of a chunk is durable and adds it to b.chunks; next is
+// the sequence number of the one behind it, 0 if there is none. The newest one
+// becomes the active chunk if it can take more.
+func (b *Buffer) recoverChunk(seq, next uint64) error {
+	name, newest := chunkName(b.opt.Dir, seq), next == 0
 	f, err := b.fs.Open(name, Cached)
 	if err != nil {
 		return err
@@ -131,7 +137,8 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 		b.add(c)
 		return nil
 	}
-	w := walker{f: f, size: size, chunk: c}
+	stated := statedEnd(b.fs, b.opt.Dir, seq, next)
+	w := walker{f: f, size: min(size, stated), chunk: c}
 	headerOK, err := w.header()
 	if err == nil {
 		err = w.walk()
@@ -147,7 +154,11 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 	if c.damaged {
 		b.log.Error("chunk is damaged: what is readable in it is delivered", zap.String("file", name), zap.Int64("offset", w.damage))
 	}
-	if c.end < size && !newest {
+	end := stated
+	if stated == unstated {
+		end = size
+	}
+	if c.end < end && !newest {
 		// Another chunk was begun behind it, so its end was durable once.
 		c.damaged = true
 		b.log.Error("chunk is damaged at its end: what is readable in it is delivered", zap.String("file", name), zap.Int64("offset", c.end))
@@ -177,6 +188,30 @@ func (b *Buffer) recoverChunk(seq uint64, newest bool) error {
 	}
 	b.add(c)
 	return nil
+}
+
+// unstated is the end of a chunk of which the next one tells nothing.
+const unstated = math.MaxInt64
+
+// statedEnd is where the commits of a chunk end by the header of the next one.
+func statedEnd(fs FS, dir string, seq, next uint64) int64 {
+	if next == 0 {
+		return unstated
+	}
+	f, err := fs.Open(chunkName(dir, next), Cached)
+	if err != nil {
+		return unstated // told when it is its turn
+	}
+	defer f.Close()
+	var p [frameHead]byte
+	if _, err := f.ReadAt(p[:], 0); err != nil {
+		return unstated
+	}
+	head, err := decodeFrame(p[:], next)
+	if err != nil || head.magic != magicHeader || head.events != seq || head.body < BlockSize {
+		return unstated
+	}
+	return head.body
 }
 
 // setAside deals with a chunk in which there is nothing to read.

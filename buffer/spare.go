@@ -118,9 +118,17 @@ func (b *Buffer) create(c *chunk, name string) (File, error) {
 	return f, nil
 }
 
-// begin writes the chunk's header and makes it durable.
+// begin writes the chunk's header and makes it durable. It tells where the chunk
+// before ends: a group that failed there and could not be cut off may be stored in
+// this one, and must not be found there again.
 func (b *Buffer) begin(f File, c *chunk) error {
-	err := b.writeHead(f, frame{magic: magicHeader, chunk: c.seq, salt: c.salt, written: now()}, 0)
+	head := frame{magic: magicHeader, chunk: c.seq, salt: c.salt, written: now()}
+	b.mu.Lock()
+	if n := len(b.chunks); n > 0 {
+		head.events, head.body = b.chunks[n-1].seq, b.chunks[n-1].end
+	}
+	b.mu.Unlock()
+	err := b.writeHead(f, head, 0)
 	if err == nil && b.opt.Durability == Fsync {
 		err = f.Datasync()
 	}
