@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strconv"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
@@ -77,9 +79,11 @@ func (m *maker) record(i int) map[string]any {
 	if m.records != nil {
 		return m.records[i%len(m.records)]
 	}
+	v := varied(i)
 	r := map[string]any{
-		"method": "GET", "path": "/api/v1/items/1234", "status": 200, "host": "www.example.com",
-		"level": "info", "took": 0.034,
+		"method": one(v, "GET", "GET", "GET", "POST", "PUT", "DELETE"), "path": fmt.Sprintf("/api/v1/items/%d", v.IntN(10_000)),
+		"status": one(v, 200, 200, 200, 201, 304, 404, 500), "host": fmt.Sprintf("www%d.example.com", v.IntN(10)),
+		"level": one(v, "info", "info", "info", "warn", "error"), "took": float64(v.IntN(1000)) / 1000,
 	}
 	if m.o.Size < 170 {
 		r = map[string]any{}
@@ -128,22 +132,34 @@ func (m *maker) event(i int) (b []byte, id, at int, err error) {
 		b = append(b, "message"...)
 		n := max(0, m.o.Size-len(b)-5)
 		b = binary.BigEndian.AppendUint32(append(b, 0xdb), uint32(n))
-		b = append(b, filler(n)...)
+		b = append(b, filler(n, i)...)
 	}
 	return b, id, at, nil
 }
 
-// filler is text that compresses about as well as log lines do.
-func filler(n int) []byte {
-	const words = "user session request upstream timeout connection accepted cache miss for item in region eu-west retry backend "
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = words[(i*7+i/13)%len(words)]
-		if i%9 == 0 {
-			b[i] = 'a' + byte(i*31%26)
+// varied is the same stream of numbers for event i each time.
+func varied(i int) *rand.Rand { return rand.New(rand.NewPCG(uint64(i), 0)) }
+
+func one[T any](v *rand.Rand, of ...T) T { return of[v.IntN(len(of))] }
+
+// filler is text of event i that compresses about as well as log lines do: words,
+// and here and there a number or an id.
+func filler(n, i int) []byte {
+	v := varied(i + 1<<32)
+	b := make([]byte, 0, n+16)
+	for len(b) < n {
+		switch v.IntN(8) {
+		case 0:
+			b = strconv.AppendUint(b, v.Uint64N(100_000), 10)
+		case 1:
+			b = fmt.Appendf(b, "%08x", v.Uint32())
+		default:
+			b = append(b, one(v, "user", "session", "request", "upstream", "timeout", "connection", "accepted", "cache", "miss",
+				"for", "item", "in", "region", "eu-west", "retry", "backend")...)
 		}
+		b = append(b, ' ')
 	}
-	return b
+	return b[:n]
 }
 
 // template builds n equal messages.
@@ -271,7 +287,7 @@ func (m *maker) jsonTemplate(t *template, tag string, n int) (*template, error) 
 		r[k] = v
 	}
 	if m.records == nil {
-		r["message"] = string(filler(max(0, m.o.Size-150)))
+		r["message"] = string(filler(max(0, m.o.Size-150), 0))
 	}
 	record, err := json.Marshal(r)
 	if err != nil {
