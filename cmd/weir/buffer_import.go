@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,7 +50,7 @@ type importer struct {
 	naming   fluentdbuffer.Naming
 	keep     bool
 	to       *appender
-	have     map[string]bool // unique ids that are in the buffer
+	moves    *moves
 	rejected *quarantine.Store
 	events   output.Events
 
@@ -67,9 +68,11 @@ func newBufferImport(configPath *string) *cobra.Command {
 meta files) into the buffer of a match, durably. Stop fluentd, and weir, before.
 
 A chunk that weir has gets .imported behind its name, so that no fluentd delivers
-it again; rename it back to undo. An import that was interrupted is simply
-started again. What cannot be read of a chunk goes to weir buffer rejected; a
-chunk of which nothing can be read stays where it is, and the exit code is 1.`,
+it again; rename it back to undo. An import that was interrupted, or killed, is
+simply started again, also after weir has delivered meanwhile: no chunk is
+imported twice. What cannot be read of a chunk goes to weir buffer rejected first;
+a chunk of which nothing can be read, or whose rest finds no place, stays where it
+is, and the exit code is 1.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := importTarget(*configPath, to)
@@ -136,18 +139,13 @@ func (im *importer) run(t bufferTarget, from string) (err error) {
 	if t.match != nil {
 		limit = t.match.Buffer.RejectedLimit
 	}
-	if im.rejected, err = quarantine.Open(filepath.Join(t.dir, "rejected"), limit, zap.NewNop()); err != nil {
+	if im.rejected, err = quarantine.Open(rejectedIn(t.dir), limit, zap.NewNop()); err != nil {
 		return err
 	}
-	im.have = map[string]bool{}
-	if _, err = buffer.Inspect(t.dir, func(_ buffer.Place, e *buffer.Entry) error {
-		if _, m, ok := importedChunk(e.ChunkID); ok {
-			im.have[string(m.ID)] = true
-		}
-		return nil
-	}); err != nil {
+	if im.moves, err = beginMoves(t.dir); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, im.moves.end()) }()
 	bad := 0
 	for _, path := range paths {
 		if err := im.chunk(t, path); err != nil {
@@ -189,9 +187,10 @@ func (im *importer) chunk(t bufferTarget, path string) error {
 			return fmt.Errorf("its tag %q does not match <match %s>; give another --buffer", c.Meta.Tag, t.match.Pattern)
 		}
 	}
-	if im.have[string(c.Meta.ID)] {
+	id := importID(c.Meta.ID)
+	if im.moves.have[id] {
 		im.known++
-		return im.mark(path)
+		return im.mark(path, id)
 	}
 	e := buffer.Entry{Tag: c.Meta.Tag, Received: time.Unix(c.Meta.Created, 0)}
 	rest, err := im.measure(c, &e)
@@ -205,29 +204,35 @@ func (im *importer) chunk(t bufferTarget, path string) error {
 		}
 	}
 	e.ChunkID = chunkID(c)
+	// Before its events: with them in the buffer, the chunk is done.
+	if rest != nil {
+		if err := im.setAside(t, c, rest); err != nil {
+			return fmt.Errorf("what cannot be read of it finds no place in quarantine: %w", err)
+		}
+	}
 	switch err := im.to.append(im.cmd, &e); {
 	case errors.Is(err, buffer.ErrDuplicate): // and delivered since
 		im.known++
-		return im.mark(path)
 	case err != nil:
 		return err
+	default:
+		im.chunks++
+		im.stored += e.Events
 	}
-	if rest != nil {
-		if err := im.setAside(c, rest); err != nil {
-			return err
-		}
-	}
-	im.have[string(c.Meta.ID)] = true
-	im.chunks++
-	im.stored += e.Events
-	return im.mark(path)
+	return im.mark(path, id)
 }
 
-func (im *importer) mark(path string) error {
+// mark puts the file of what is in the buffer out of the way.
+func (im *importer) mark(path, id string) error {
+	im.moves.add(id)
 	if im.keep {
 		return nil
 	}
-	return fluentdbuffer.MarkImported(path)
+	if err := fluentdbuffer.MarkImported(path); err != nil {
+		return fmt.Errorf("its events are in the buffer, but: %w", err)
+	}
+	im.moves.done(id)
+	return nil
 }
 
 // unreadable is the part of a chunk that holds no events.
@@ -264,11 +269,23 @@ func (im *importer) measure(c *fluentdbuffer.Chunk, e *buffer.Entry) (rest *unre
 	return &unreadable{c.Data[n:], err}, nil
 }
 
-func (im *importer) setAside(c *fluentdbuffer.Chunk, rest *unreadable) error {
-	im.setAway++
-	_, err := im.rejected.Put(quarantine.Item{
+// setAside puts the rest of a chunk into quarantine, unless an import that was
+// interrupted has.
+func (im *importer) setAside(t bufferTarget, c *fluentdbuffer.Chunk, rest *unreadable) error {
+	it := quarantine.Item{
 		Kind: string(forward.InvalidEvents), Tag: c.Meta.Tag, Chunk: []byte(hex.EncodeToString(c.Meta.ID)), Reason: "import",
 		Cause: rest.cause.Error(), Sender: c.Path, Received: time.Now().UTC(),
-	}, rest.data)
+	}
+	im.setAway++
+	there, err := quarantine.List(rejectedIn(t.dir))
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(there, func(o quarantine.Item) bool {
+		return o.Reason == it.Reason && bytes.Equal(o.Chunk, it.Chunk) && o.Size == int64(len(rest.data))
+	}) {
+		return nil
+	}
+	_, err = im.rejected.Put(it, rest.data)
 	return err
 }

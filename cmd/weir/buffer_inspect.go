@@ -202,11 +202,13 @@ func newBufferCat(configPath *string) *cobra.Command {
 		Long: `Write the events of a buffer as lines of JSON with tag, time (seconds) and
 record, oldest first, compressed payloads decompressed. Delivered chunks that are
 still there are written too, unless --undelivered names an output. One chunk's
-file may be given as well, also one that was moved aside.` + bufferArgs,
+file may be given as well, also one that was moved aside. An entry that is stored
+whole and cannot be decompressed, or decoded, is told on stderr with its place, all
+others are written, and the exit code is 1.` + bufferArgs,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			w := bufio.NewWriter(cmd.OutOrStdout())
-			c := &cat{w: w}
+			c := &cat{w: w, errs: cmd.ErrOrStderr()}
 			if tag != "" {
 				only, err := config.NewRouter([]*config.Match{{Pattern: tag}})
 				if err != nil {
@@ -219,7 +221,7 @@ file may be given as well, also one that was moved aside.` + bufferArgs,
 					return errors.New("--undelivered is for a whole buffer, not for one chunk")
 				}
 				_, err := buffer.InspectChunk(args[0], c.entry)
-				return errors.Join(err, w.Flush())
+				return errors.Join(err, w.Flush(), c.verdict())
 			}
 			arg := ""
 			if len(args) == 1 {
@@ -234,10 +236,10 @@ file may be given as well, also one that was moved aside.` + bufferArgs,
 					return err
 				}
 				if _, err := buffer.Inspect(t.dir, c.entry); err != nil {
-					return errors.Join(err, w.Flush())
+					return errors.Join(err, w.Flush(), c.verdict())
 				}
 			}
-			return w.Flush()
+			return errors.Join(w.Flush(), c.verdict())
 		},
 	}
 	cmd.Flags().StringVar(&tag, "tag", "", "only events whose tag matches this pattern, as in <match>")
@@ -265,10 +267,12 @@ func undeliveredBy(dir, out string) (buffer.CursorInfo, error) {
 // cat writes entries as lines of JSON.
 type cat struct {
 	w      *bufio.Writer
+	errs   io.Writer
 	only   *config.Router // nil for all tags
 	from   buffer.CursorInfo
 	events output.Events
 	line   []byte
+	bad    int // entries with events that cannot be read
 }
 
 func (c *cat) entry(p buffer.Place, e *buffer.Entry) error {
@@ -278,6 +282,8 @@ func (c *cat) entry(p buffer.Place, e *buffer.Entry) error {
 	if c.only != nil && c.only.Match(e.Tag) == nil {
 		return nil
 	}
+	var writeErr error
+	written := 0
 	err := c.events.Each(e, func(ev forward.Event, record []byte) error {
 		b := append(c.line[:0], `{"tag":`...)
 		b = eventjson.AppendString(b, e.Tag)
@@ -290,11 +296,23 @@ func (c *cat) entry(p buffer.Place, e *buffer.Entry) error {
 		}
 		b = append(b, '}', '\n')
 		c.line = b
-		_, err = c.w.Write(b)
-		return err
+		if _, writeErr = c.w.Write(b); writeErr == nil {
+			written++
+		}
+		return writeErr
 	})
-	if err != nil {
-		return fmt.Errorf("entry of tag %.100q in chunk %016x at byte %d: %w", e.Tag, p.Seq, p.Offset, err)
+	if err == nil || writeErr != nil {
+		return writeErr
 	}
-	return nil
+	c.bad++
+	_, err = fmt.Fprintf(c.errs, "entry of tag %.100q in chunk %016x at byte %d: only %d of its %d events can be read: %v\n", e.Tag, p.Seq, p.Offset, written, e.Events, err)
+	return err
+}
+
+// verdict is the error if any entry could not be read.
+func (c *cat) verdict() error {
+	if c.bad == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d entries cannot be read, or not whole", c.bad)
 }

@@ -55,6 +55,9 @@ func openMatch(ctx context.Context, c *config.Match, stdout io.Writer, log *zap.
 	if err != nil {
 		return nil, err
 	}
+	if err := settleMoves(c.Buffer.Path); err != nil {
+		return nil, errors.Join(err, b.Close(ctx))
+	}
 	rejected, err := quarantine.Open(rejectedDir(c), c.Buffer.RejectedLimit, log)
 	if err != nil {
 		return nil, errors.Join(err, b.Close(ctx))
@@ -79,7 +82,9 @@ func dedupe(c *config.Match) (window int, age time.Duration) {
 }
 
 // rejectedDir is the directory of the match's quarantine.
-func rejectedDir(c *config.Match) string { return filepath.Join(c.Buffer.Path, "rejected") }
+func rejectedDir(c *config.Match) string { return rejectedIn(c.Buffer.Path) }
+
+func rejectedIn(buffer string) string { return filepath.Join(buffer, "rejected") }
 
 func newRunner(b *buffer.Buffer, cursorName string, c *config.Output, stdout io.Writer, log *zap.Logger) (*output.Runner, error) {
 	cursor, err := b.Cursor(cursorName)

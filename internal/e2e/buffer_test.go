@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"weir/buffer"
 )
 
 // TestBufferCommands runs testdata/script/buffer.txt on a buffer directory that
@@ -162,6 +165,66 @@ func TestInspectBesideRunningWeir(t *testing.T) {
 		t.Errorf("%d events delivered of 190 replayed", n)
 	}
 	w.stop()
+}
+
+// stored is a buffer.Waiter.
+type stored chan error
+
+func (s stored) Done(err error) { s <- err }
+
+// TestCatGoesOn: what cannot be decompressed is told with its place, and costs
+// nothing else.
+func TestCatGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	b, err := buffer.Open(t.Context(), buffer.Options{Dir: dir, Cursors: []string{"out"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := []byte("\x92\x01\x81\xa1n\x07")
+	var zip bytes.Buffer
+	w := gzip.NewWriter(&zip)
+	w.Write(bytes.Repeat(event, 3))
+	w.Close()
+	put := func(tag string, events int, payload []byte, flags buffer.Flags) {
+		done := make(stored, 1)
+		if err := b.Append(t.Context(), &buffer.Entry{Tag: []byte(tag), Events: events, Payload: [][]byte{payload}, Flags: flags}, done); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("first", 1, event, 0)
+	put("cut", 3, zip.Bytes()[:zip.Len()-8], buffer.FlagGzip)
+	put("noise", 2, []byte("this is no gzip at all"), buffer.FlagGzip)
+	put("zip", 3, zip.Bytes(), buffer.FlagGzip)
+	put("last", 1, event, 0)
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, arg := range []string{dir, filepath.Join(dir, "chunk.0000000000000001.weir")} {
+		var errs bytes.Buffer
+		cmd := exec.Command(binary, "buffer", "cat", arg)
+		cmd.Stderr = &errs
+		out, _ := cmd.Output()
+		if code := cmd.ProcessState.ExitCode(); code != 1 {
+			t.Errorf("exit code %d", code)
+		}
+		for tag, n := range map[string]int{"first": 1, "noise": 0, "zip": 3, "last": 1} {
+			if got := strings.Count(string(out), fmt.Sprintf(`{"tag":%q,"time":1`, tag)); got != n {
+				t.Errorf("%d events of %s, want %d:\n%s", got, tag, n, out)
+			}
+		}
+		for _, want := range []string{
+			`entry of tag "cut" in chunk 0000000000000001 at byte 8192: only 0 of its 3 events can be read: unexpected EOF`,
+			`entry of tag "noise" in chunk 0000000000000001 at byte 12288: only 0 of its 2 events can be read: gzip: invalid header`,
+			"2 entries cannot be read",
+		} {
+			if !strings.Contains(errs.String(), want) {
+				t.Errorf("not told: %s\n%s", want, &errs)
+			}
+		}
+	}
 }
 
 // bufferCLI runs weir buffer on the server's buffer.
