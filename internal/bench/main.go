@@ -39,7 +39,13 @@ type bench struct {
 	only            string
 	duration        time.Duration
 	rounds          int
+	until           time.Time // nothing is begun after it
 }
+
+// caseGrace is how long a round may take beside the time for which it sends.
+const caseGrace = 20 * time.Second
+
+var errTime = errors.New("not run, the time was up (-limit)")
 
 func run(args []string) error {
 	switch {
@@ -60,9 +66,11 @@ func run(args []string) error {
 	fs.DurationVar(&b.duration, "duration", 3*time.Second, "of each case")
 	fs.IntVar(&b.rounds, "rounds", 3, "how often each case is run; the median counts")
 	fs.StringVar(&b.only, "only", "", "run only cases whose name has this in it")
+	limit := fs.Duration("limit", 6*time.Minute, "nothing is begun after it")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	b.until = time.Now().Add(*limit)
 	var err error
 	if b.dir, err = os.MkdirTemp(b.dir, "weir-bench-"); err != nil {
 		return err
@@ -81,9 +89,10 @@ func run(args []string) error {
 
 // server is a process under test.
 type server struct {
-	cmd  *exec.Cmd
-	addr string
-	dir  string
+	cmd     *exec.Cmd
+	addr    string
+	monitor string // address of weir's monitor_agent, else empty
+	dir     string
 }
 
 // start runs a receiver and waits until it listens.
@@ -102,12 +111,17 @@ func (b *bench) start(kind string) (*server, error) {
 		return nil, err
 	}
 	switch kind {
-	case "weir":
+	case "weir", "weir-file":
 		monitor, err := freePort()
 		if err != nil {
 			return nil, err
 		}
-		conf, err := writeConfig(dir, port, monitor)
+		s.monitor = fmt.Sprintf("127.0.0.1:%d", monitor)
+		output := "  @type null\n"
+		if kind == "weir-file" {
+			output = fileOutput
+		}
+		conf, err := writeConfig(dir, port, monitor, output)
 		if err != nil {
 			return nil, err
 		}
@@ -142,10 +156,10 @@ func (s *server) stop() {
 	_ = os.RemoveAll(s.dir)
 }
 
-func writeConfig(dir string, port, monitor int) (string, error) {
+func writeConfig(dir string, port, monitor int, output string) (string, error) {
 	conf := fmt.Sprintf("<source>\n  @type forward\n  bind 127.0.0.1\n  port %d\n</source>\n"+
 		"<source>\n  @type monitor_agent\n  bind 127.0.0.1\n  port %d\n</source>\n"+
-		"<match **>\n  @type null\n  <buffer>\n    path buffer\n  </buffer>\n</match>\n", port, monitor)
+		"<match **>\n%s  <buffer>\n    path buffer\n  </buffer>\n</match>\n", port, monitor, output)
 	name := filepath.Join(dir, "weir.conf")
 	return name, os.WriteFile(name, []byte(conf), 0o600)
 }
@@ -172,13 +186,19 @@ func (b *bench) options(mode string, connections int) load.Options {
 // report whose CPU time is the median.
 func (b *bench) measure(kind string, o load.Options) (*load.Report, error) {
 	var all []*load.Report
-	for range b.rounds {
+	for round := range b.rounds {
+		if time.Now().After(b.until) {
+			return nil, errTime
+		}
+		fmt.Fprintf(os.Stderr, "%s %s, %s, round %d of %d\n", time.Now().Format(time.TimeOnly), kind, o.Mode, round+1, b.rounds)
 		s, err := b.start(kind)
 		if err != nil {
 			return nil, err
 		}
 		o.Address, o.PID = s.addr, s.cmd.Process.Pid
-		rep, err := load.Run(context.Background(), o)
+		ctx, cancel := context.WithTimeout(context.Background(), o.Duration+caseGrace)
+		rep, err := load.Run(ctx, o)
+		cancel()
 		s.stop()
 		if err != nil {
 			return nil, fmt.Errorf("%s, %s: %w", kind, o.Mode, err)
@@ -254,6 +274,9 @@ func (b *bench) table() error {
 		b.row(c.name, r, direct)
 	}
 	if b.only != "" {
+		if strings.Contains("output", b.only) {
+			return b.output()
+		}
 		return nil
 	}
 	half := b.options("packed", 4)
@@ -264,6 +287,9 @@ func (b *bench) table() error {
 		b.row("weir packed at half load", r, direct)
 	}
 	fmt.Println()
+	if err := b.output(); err != nil {
+		return err
+	}
 	if err := b.decompression(); err != nil {
 		return err
 	}
@@ -344,6 +370,10 @@ func (b *bench) burstApart() error {
 		return err
 	}
 	for range b.rounds {
+		if time.Now().After(b.until) {
+			return errTime
+		}
+		fmt.Fprintln(os.Stderr, time.Now().Format(time.TimeOnly), "burst of 6000")
 		cmd := exec.Command(self, "burst", b.weir, b.dir)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -46,10 +46,10 @@ func measure(pid int) (measured, error) {
 		}
 	}
 	var err error
-	if m.own, err = cpuSeconds("self"); err != nil || pid == 0 {
+	if m.own, err = CPUSeconds("self"); err != nil || pid == 0 {
 		return m, err
 	}
-	if m.cpu, err = cpuSeconds(strconv.Itoa(pid)); err != nil {
+	if m.cpu, err = CPUSeconds(strconv.Itoa(pid)); err != nil {
 		return m, fmt.Errorf("--pid %d: %w", pid, err)
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -71,8 +71,10 @@ func measure(pid int) (measured, error) {
 	return m, nil
 }
 
-// cpuSeconds is user and system time of a process (proc_pid_stat(5)).
-func cpuSeconds(pid string) (float64, error) {
+// CPUSeconds is user and system time that a process has used, in seconds;
+// pid is its number, or "self" (proc_pid_stat(5)). It fails if there is no such
+// process.
+func CPUSeconds(pid string) (float64, error) {
 	b, err := os.ReadFile("/proc/" + pid + "/stat")
 	if err != nil {
 		return 0, err
