@@ -55,13 +55,17 @@ func (s *session) complete(m *Message, err error) {
 	if wake {
 		s.queued = true
 	}
+	last := s.inFlight == 0 // no ack can join these
 	s.change.Broadcast()
 	s.mu.Unlock()
 
 	if err != nil || srv.config.DenyKeepalive {
 		s.stopReading()
 	}
-	if wake {
+	switch {
+	case wake && last:
+		s.flush() // spares the wake-up of a goroutine, which costs as much as the write
+	case wake:
 		srv.acks.push(s)
 	}
 }
@@ -90,9 +94,9 @@ func (s *session) appendAck(out []byte, m *Message) []byte {
 	return append(out, m.ack...)
 }
 
-// ackQueue is the sessions that have acks to write. One goroutine writes them
-// all, never waiting for a socket: it collects what became durable meanwhile,
-// and spares a goroutine switch for each ack.
+// ackQueue is the sessions that have acks to write and more in flight. One
+// goroutine writes them all, never waiting for a socket: it collects what became
+// durable meanwhile, so that several acks of a session leave in one write.
 type ackQueue struct {
 	mu     sync.Mutex
 	ready  sync.Cond

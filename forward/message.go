@@ -87,7 +87,8 @@ type Message struct {
 // it. With an error there is no ack: the acks of earlier messages are still
 // sent, then the connection is closed, so that the sender learns at once that
 // it must send the message again. The error is counted under its Reason, see
-// Refusal.
+// Refusal. Done may write acks, as far as the socket takes them at once, and never
+// waits for the sender.
 func (m *Message) Done(err error) { m.session.complete(m, err) }
 
 // setChunk takes the chunk id of the option, for the ack.
