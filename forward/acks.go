@@ -44,6 +44,7 @@ func (s *session) complete(m *Message, err error) {
 			s.tail = nil
 		}
 		s.inFlight--
+		s.owed -= len(h.ack)
 		if h.err == nil && h.wantAck && !s.dead {
 			s.out = s.appendAck(s.out, h)
 			srv.counters.acks.Add(1)

@@ -171,6 +171,10 @@ func (s *session) invalid(ctx context.Context, p []byte, why *Refusal) (*Message
 		}
 	}
 	o, optionErr := optionOf(parts)
+	if tooLong := (*Refusal)(nil); errors.As(optionErr, &tooLong) && tooLong.Reason == ReasonSize {
+		// There can be no ack: set aside, it would be sent and kept again and again.
+		return nil, optionErr
+	}
 	if o.chunk != nil {
 		m.setChunk(o)
 	}

@@ -102,6 +102,7 @@ func TestInvalid(t *testing.T) {
 		{"five elements", message("t", 1, dict{}, option, 5), nil, 0, nil, 0, ReasonType, true},
 		{"second element is a map", message("t", dict{}, 1), nil, 0, nil, 0, ReasonType, true},
 		{"option is text", message("t", good, "option"), good, 2, []byte{}, 0, "", true},
+		{"option of 1 MB", message("t", good, dict{"x": strings.Repeat("x", 1<<20), "chunk": "id"}), good, 2, []byte{}, 0, "", false},
 		{"option too deep", join([]byte("\x93\xa1t"), pack(good), []byte("\x81\xa1a"), bytes.Repeat([]byte{0x91}, 1000), []byte{0xc0}), good, 2, []byte{}, 0, "", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -144,6 +145,33 @@ func TestInvalid(t *testing.T) {
 				t.Errorf("log %+v", logs.All())
 			}
 			eventually(t, "all memory is given back", func() bool { s := r.Stats(); return s.MemoryHeld == 0 && s.Open == 0 })
+		})
+	}
+}
+
+// TestChunkIDTooLong: what could not be acked is not set aside either, for its
+// sender would send it again and again; the connection ends.
+func TestChunkIDTooLong(t *testing.T) {
+	id := strings.Repeat("c", maxChunk+1)
+	for name, in := range map[string][]byte{
+		"packed":         pack([]any{"t", stream(1), dict{"chunk": id}}),
+		"packed, 1 MB":   pack([]any{"t", stream(1), dict{"chunk": strings.Repeat("c", 1<<20)}}),
+		"forward":        pack([]any{"t", []any{[]any{"noon", dict{}}}, dict{"chunk": id}}),
+		"message":        pack([]any{"t", "noon", dict{}, dict{"chunk": id}}),
+		"JSON":           []byte(`["t",1,{},{"chunk":"` + id + `"}]`),
+		"JSON, invalid":  []byte(`["t",true,{},{"chunk":"` + id + `"}]`),
+		"JSON, escapes":  []byte(`["t",1,{},{"chunk":"` + strings.Repeat(`\u0041`, maxChunk/5) + `"}]`),
+		"tag is integer": pack([]any{1, stream(1), dict{"chunk": id}}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := &sorting{}
+			r := serve(t, Config{Handler: h, Quarantine: true})
+			if got := r.talk(in); len(got) != 0 {
+				t.Errorf("answer %.50q", got)
+			}
+			if st := r.Stats(); h.messages != 0 || st.RefusedMessages[ReasonSize] != 1 || st.MemoryHeld != 0 {
+				t.Errorf("%d messages, %+v", h.messages, st)
+			}
 		})
 	}
 }

@@ -108,7 +108,7 @@ func (s *session) convertJSON(ctx context.Context, p []byte) (*Message, error) {
 	}
 	var why *Refusal
 	if errors.As(err, &why) && s.srv.config.Quarantine && why.canSetAside() {
-		return s.invalidJSON(parts, p, why), nil
+		return s.invalidJSON(parts, p, why)
 	}
 	return m, err
 }
@@ -271,11 +271,11 @@ func checkEvent(p []byte, depth int) error {
 
 // invalidJSON makes a Message of a JSON value p that cannot be taken; parts are
 // its elements, as far as they are known.
-func (s *session) invalidJSON(parts []json.RawMessage, p []byte, why *Refusal) *Message {
+func (s *session) invalidJSON(parts []json.RawMessage, p []byte, why *Refusal) (*Message, error) {
 	m := s.newMessage()
 	m.Invalid = &Invalid{Reason: why.Reason, Err: why.Err, Kind: InvalidJSON, Data: p}
 	if len(parts) == 0 {
-		return m
+		return m, nil
 	}
 	var tag string
 	if json.Unmarshal(parts[0], &tag) == nil && len(tag) <= maxTag {
@@ -283,10 +283,14 @@ func (s *session) invalidJSON(parts []json.RawMessage, p []byte, why *Refusal) *
 		m.Invalid.Tag = m.Tag
 	}
 	if len(parts) > 3 || len(parts) == 3 && parts[1][0] == '[' {
-		// Without a chunk id to be read there is no ack.
-		_ = m.setJSONOption(parts[len(parts)-1])
+		// Without a chunk id to be read there is no ack; with one that is too long
+		// for an ack, it would be sent and kept again and again.
+		var tooLong *Refusal
+		if err := m.setJSONOption(parts[len(parts)-1]); errors.As(err, &tooLong) && tooLong.Reason == ReasonSize {
+			return nil, err
+		}
 	}
-	return m
+	return m, nil
 }
 
 // setJSONOption reads {"chunk": id}. The ack will carry the id's own text.
@@ -304,8 +308,8 @@ func (m *Message) setJSONOption(p json.RawMessage) error {
 	if err := json.Unmarshal(option.Chunk, &id); err != nil {
 		return refuse(ReasonType, errors.New("JSON: the chunk id is neither a string nor null"))
 	}
-	if len(id) > maxChunk {
-		return refuse(ReasonSize, fmt.Errorf("the chunk id has %d bytes, the limit is %d", len(id), maxChunk))
+	if n := len(option.Chunk); n > maxChunk { // with its escapes, as the ack repeats it
+		return refuse(ReasonSize, fmt.Errorf("the chunk id has %d bytes, the limit is %d", n, maxChunk))
 	}
 	m.Chunk, m.wantAck = []byte(id), true
 	m.ack = append(m.ack[:0], option.Chunk...)

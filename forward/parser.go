@@ -9,9 +9,9 @@ import (
 
 // Limits of what a message may carry beside its events.
 const (
-	maxTag    = 1024 // bytes of a tag
-	maxChunk  = 1024 // bytes of a chunk id
-	maxOption = 4096 // bytes of the option map
+	maxTag    = 1024            // bytes of a tag
+	maxChunk  = 1<<16 - 1       // bytes of a chunk id
+	maxOption = maxChunk + 4096 // bytes of the option map
 )
 
 // parser finds the end of one message in a buffer that grows while the message
@@ -202,7 +202,10 @@ func (ps *parser) parse(p []byte) (done bool, err error) {
 				continue
 			}
 			if ps.pos-ps.option.from > maxOption {
-				return false, refuse(ReasonSize, fmt.Errorf("the option has more than %d bytes", maxOption))
+				if err := ps.reject(refuse(ReasonSize, fmt.Errorf("the option has more than %d bytes", maxOption))); err != nil {
+					return false, err
+				}
+				continue
 			}
 			if !done {
 				return false, nil

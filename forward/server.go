@@ -457,9 +457,17 @@ func (s *session) newMessage() *Message {
 	return m
 }
 
+// keptAck is how long the memory of a chunk id may be that is used again: it is
+// in no budget.
+const keptAck = 256
+
 // recycle takes back a message whose outcome is handled. s.mu is held.
 func (s *session) recycle(m *Message) {
-	*m = Message{ack: m.ack[:0], next: s.free}
+	ack := m.ack[:0]
+	if cap(ack) > keptAck {
+		ack = nil
+	}
+	*m = Message{ack: ack, next: s.free}
 	s.free = m
 	if s.inFlight == 0 {
 		m.next = nil // an idle connection keeps one

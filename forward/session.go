@@ -22,14 +22,14 @@ import (
 const (
 	// maxInFlight is how many messages of one connection may wait for Done.
 	maxInFlight = 1024
-	// maxUnsent is how many bytes of acks may wait for a sender that does not
-	// read them; then weir reads no more from it.
+	// maxUnsent is how many bytes of acks may wait, be it for messages in flight or
+	// for a sender that does not read them; then weir reads no more from it.
 	maxUnsent = 64 << 10
 	// drainGrace is how long a message that has begun may take to arrive whole
 	// when the server shuts down.
 	drainGrace = time.Second
 	// lingerGrace is how long an aged connection waits for its sender to close.
-	lingerGrace = time.Second
+	lingerGrace = 3 * time.Second
 	// readAhead is how much is read beyond the known end of a message: its
 	// option, and the head of the next one.
 	readAhead = 256
@@ -90,6 +90,7 @@ type session struct {
 	head     *Message  // in flight, in order of arrival
 	tail     *Message
 	inFlight int
+	owed     int      // bytes of the acks of what is in flight
 	free     *Message // cleared messages for fresh
 	out      []byte   // acks to be written
 	spare    []byte   // the other half of a double buffer
@@ -325,14 +326,15 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	s.mu.Lock()
 	if s.inFlight >= maxInFlight {
 		s.srv.counters.waitsInFlight.Add(1)
-	} else if len(s.out) > maxUnsent {
+	} else if len(s.out)+s.owed > maxUnsent {
 		s.srv.counters.waitsUnread.Add(1)
 	}
-	for (s.inFlight >= maxInFlight || len(s.out) > maxUnsent) && !s.dead {
+	for (s.inFlight >= maxInFlight || len(s.out)+s.owed > maxUnsent) && !s.dead {
 		s.busy(m.Received)
 		s.change.Wait()
 	}
 	s.inFlight++
+	s.owed += len(m.ack)
 	if s.tail == nil {
 		s.head = m
 	} else {
