@@ -195,6 +195,32 @@ func TestPenalties(t *testing.T) {
 	}
 }
 
+// TestFailedHandshakesOfASender: they are in the sender's row with its address,
+// each makes the next attempt wait longer, and a good one ends that.
+func TestFailedHandshakesOfASender(t *testing.T) {
+	r := serve(t, Config{Handler: &received{}, Security: &Security{SelfHostname: "weir", SharedKey: "k"}})
+	for i := range 4 {
+		begin := time.Now()
+		if ok, reason := r.shake("wrong", "", ""); ok || reason != badKey {
+			t.Fatalf("ok %v, %q", ok, reason)
+		}
+		// The first comes at once; then 100, 200 and 400 ms.
+		if least := penaltyFirst << i / 2; i > 0 && time.Since(begin) < least {
+			t.Errorf("attempt %d took %v, less than %v", i+1, time.Since(begin), least)
+		}
+	}
+	if ok, reason := r.shake("k", "", ""); !ok {
+		t.Errorf("with the right key: %q", reason)
+	}
+	rows := r.Senders(0, func(s *SenderStats) float64 { return float64(s.HandshakeFailures) })
+	if len(rows) != 1 || rows[0].Addr != netip.MustParseAddr("127.0.0.1") || rows[0].HandshakeFailures != 4 || rows[0].Accepted != 5 {
+		t.Errorf("%+v", rows)
+	}
+	if d := r.penalties.delay(rows[0].Addr, time.Now()); d != 0 {
+		t.Errorf("it still waits %v", d)
+	}
+}
+
 // TestPenaltyEndsWithTheServer: who waits for a handshake does not hold a
 // shutdown up.
 func TestPenaltyEndsWithTheServer(t *testing.T) {

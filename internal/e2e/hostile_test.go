@@ -83,6 +83,7 @@ func hostileCases() []hostile {
 	deep := append([]byte("\x81\xa1a"), append(bytes.Repeat([]byte{0x91}, 100_000), 0xc0)...)
 	flipped := zip(events(1000))
 	flipped[len(flipped)-6] ^= 1
+	tinyEvents := zip(bytes.Repeat([]byte("\x92\x01\x80"), 10<<20/3))
 	zstdZeros := func() []byte {
 		w, err := zstd.NewWriter(nil)
 		if err != nil {
@@ -95,9 +96,9 @@ func hostileCases() []hostile {
 		{name: "an array of 4 billion", stream: []byte("\xdd\xff\xff\xff\xff"), outcome: isRefused, reason: "wrong_type"},
 		{name: "entries of 4 billion", stream: []byte("\x92\xa1t\xdd\xff\xff\xff\xff\xc0"), outcome: isRefused, reason: "wrong_type"},
 		{name: "4 billion entries within a payload", stream: packed("t", []byte("\xdd\xff\xff\xff\xff"), option), outcome: isInvalid, reason: "broken", ack: ack},
-		{name: "4 GB claimed, 100 MB sent", send: func(conn net.Conn) error {
+		{name: "4 GB claimed, 1 GB sent", send: func(conn net.Conn) error {
 			_, err := conn.Write([]byte("\x92\xa1t\xc6\xff\xff\xff\xff"))
-			for range 100 {
+			for range 1024 { // or less, if weir closes before that
 				if err == nil {
 					_, err = conn.Write(make([]byte, 1<<20))
 				}
@@ -106,7 +107,9 @@ func hostileCases() []hostile {
 		}, outcome: isRefused, reason: "too_large"},
 		{name: "100,000 deep", stream: append(append([]byte("\x94\xa1t\x01"), deep...), pack(option)...), outcome: isInvalid, reason: "too_deep", ack: ack},
 		{name: "100,000 deep within a payload", stream: packed("t", with(3, append([]byte("\x92\x01"), deep...)), option), outcome: isSorted, reason: "too_deep", ack: ack, events: 3},
-		{name: "1 MB of gzip in 100 members, 750 MB of tiny events", stream: packed("t", bytes.Repeat(zip(bytes.Repeat([]byte("\x92\x01\x80"), 2_500_000)), 100), gz), outcome: isInvalid, reason: "decompressed", ack: ack},
+		{name: "1 MB of gzip in 100 members, 1 GB of tiny events", stream: packed("t", bytes.Repeat(tinyEvents, 100), gz), outcome: isInvalid, reason: "decompressed", ack: ack},
+		{name: "4 MB of gzip in 400 members, 4 GB of tiny events", stream: packed("t", bytes.Repeat(tinyEvents, 400), gz), outcome: isInvalid, reason: "decompressed", ack: ack},
+		{name: "4 MB of gzip in 400 members, 4 GB of zeros", stream: packed("t", bytes.Repeat(zip(make([]byte, 10<<20)), 400), gz), outcome: isInvalid, reason: "decompressed", ack: ack},
 		{name: "zstd of zeros", stream: packed("t", zstdZeros, dict{"chunk": "id", "compressed": "zstd"}), outcome: isInvalid, reason: "ratio", ack: ack},
 		{name: "gzip with a flipped byte", stream: packed("t", flipped, gz), outcome: isInvalid, reason: "decompress", ack: ack},
 		{name: "gzip cut short", stream: packed("t", zip(events(1000))[:200], gz), outcome: isInvalid, reason: "decompress", ack: ack},
@@ -119,6 +122,9 @@ func hostileCases() []hostile {
 		{name: "a tag that climbs", stream: packed("../../../etc/x", events(1), option), outcome: isStored, ack: ack, events: 1},
 		{name: "a tag of 1 MB", stream: packed(strings.Repeat("t", 1<<20), events(1), option), outcome: isInvalid, reason: "too_large", ack: ack},
 		{name: "a chunk id of 1 MB", stream: packed("t", events(1), dict{"chunk": strings.Repeat("c", 1<<20)}), outcome: isRefused, reason: "too_large"},
+		{name: "a chunk id of 60 KB", stream: packed("t", events(1), dict{"chunk": strings.Repeat("c", 60_000)}), outcome: isStored, ack: "\x81\xa3ack\xda\xea\x60" + strings.Repeat("c", 60_000), events: 1},
+		{name: "an option of 1 MB", stream: packed("t", events(1), dict{"chunk": "id", "x": strings.Repeat("x", 1<<20)}), outcome: isStored, ack: ack, events: 1},
+		{name: "4 billion pairs in a record", stream: []byte("\x93\xa1t\x01\xdf\xff\xff\xff\xff"), outcome: isRefused, reason: "cut"},
 		{name: "a chunk id that is an int", stream: packed("t", events(1), dict{"chunk": 5}), outcome: isStored, ack: "\x81\xa3ack\x05", events: 1},
 		{name: "a chunk id that is a map", stream: packed("t", events(1), dict{"chunk": dict{}}), outcome: isStored, ack: "\x81\xa3ack\x80", events: 1},
 		{name: "a chunk id that is nil", stream: packed("t", events(1), dict{"chunk": nil}), outcome: isStored, events: 1},
@@ -175,7 +181,8 @@ func TestHostile(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer sender.conn.Close()
-			if err := sender.send("good", fmt.Sprintf("good-%d", i), i*10, i*10+10); err != nil {
+			// With the tag of the bad events, and so in the same file.
+			if err := sender.send("t", fmt.Sprintf("good-%d", i), i*10, i*10+10); err != nil {
 				t.Errorf("a normal sender: %v", err)
 			}
 		})
@@ -335,12 +342,12 @@ func openMany(t *testing.T, addr string, n int) []net.Conn {
 	return conns
 }
 
-// TestOutOfDescriptors: weir has descriptors for a few connections and gets
-// many. It does not spin, logs a line and not a flood, keeps those it has, and
+// TestOutOfDescriptors: weir has descriptors for a thousand connections and gets
+// two thousand. It does not spin, logs a line and not a flood, keeps those it has, and
 // recovers.
 func TestOutOfDescriptors(t *testing.T) {
-	const limit = 64
-	w := start(t, options{source: "max_connections 1000", prepare: func(cmd *exec.Cmd) {
+	const limit = 1024
+	w := start(t, options{source: "max_connections 4000\n backlog 4096\n on_backlog_mismatch warn", prepare: func(cmd *exec.Cmd) {
 		// The limit of the process is set by a shell: Go raises its own soft limit.
 		cmd.Args = []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, limit), cmd.Path, cmd.Args[1], cmd.Args[2]}
 		cmd.Path = "/bin/sh"
@@ -353,7 +360,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	if err := before.send("good", "a", 0, 10); err != nil {
 		t.Fatal(err)
 	}
-	conns := openMany(t, w.addr, 200)
+	conns := openMany(t, w.addr, 2000)
 	waitFor(t, 10*time.Second, func() error {
 		if !strings.Contains(w.log.String(), "descriptors") {
 			return errors.New("the log does not say so")
@@ -403,6 +410,40 @@ func (w *weir) cpu() time.Duration {
 		ticks += n
 	}
 	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
+}
+
+// TestFailedHandshakes: who tries keys is in the table of senders.
+func TestFailedHandshakes(t *testing.T) {
+	w := start(t, options{source: "<security>\n self_hostname weir.test\n shared_key right\n</security>"})
+	for range 2 {
+		c, err := net.Dial("tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		var helo, pong []any
+		dec := msgpack.NewDecoder(c)
+		if err := dec.Decode(&helo); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(pack([]any{"PING", "host", "salt", strings.Repeat("0", 128), "", ""})); err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.Decode(&pong); err != nil || len(pong) != 5 || pong[1] != false || pong[2] != "shared_key mismatch" {
+			t.Fatalf("%v, %v", pong, err)
+		}
+		c.Close()
+	}
+	waitFor(t, 20*time.Second, func() error {
+		s := w.snapshot()
+		if len(s.Senders) != 1 || s.Senders[0].Address != "127.0.0.1" || s.Senders[0].HandshakeFailures != 2 || s.Traffic.Connections["handshake_failed"] != 2 {
+			return fmt.Errorf("senders %+v, connections %v", s.Senders, s.Traffic.Connections)
+		}
+		return nil
+	})
+	w.stop()
 }
 
 // TestRejectedCommands lists, shows, replays and drops what is in quarantine.
