@@ -240,6 +240,9 @@ func (b *Buffer) Close(ctx context.Context) error {
 	b.room.Broadcast()
 	b.mu.Unlock()
 	b.wait.Wait()
+	if b.lateIDs > 0 { // their chunks may be gone
+		b.saveIDs(b.lateIDs)
+	}
 	return errors.Join(b.closeFiles(), ctx.Err())
 }
 

@@ -98,30 +98,48 @@ const fresh = 1 << 30
 
 func entryEvents(n int) uint64 { return uint64(entry(n, 0).Events) }
 
-// TestPowerCut cuts the power after each operation of a workload, in several
-// ways, and checks the promises on what is left.
+// TestPowerCut cuts the power after each operation of random workloads, in
+// several ways, and checks the promises on what is left. Chunks of a few blocks
+// rotate all the time and their files are used again; entries are sent again.
 func TestPowerCut(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 2))
+	states, reused, resent := 0, 0, 0
+	for seed := range uint64(12) {
+		s, r, n := powerCut(t, seed)
+		states, reused, resent = states+s, reused+r, resent+n
+	}
+	if states < 4000 || reused < 6 || resent < 20 {
+		t.Errorf("only %d states, %d files used again, %d entries sent again", states, reused, resent)
+	}
+	t.Logf("%d states, %d files used again, %d entries sent again", states, reused, resent)
+}
+
+func powerCut(t *testing.T, seed uint64) (states, reused, resent int) {
+	rnd, cutting := rand.New(rand.NewPCG(seed, 1)), rand.New(rand.NewPCG(seed, 2))
 	p := &promise{next: map[string]int{}, tried: map[string]int{}, size: func(n int) int { return n * 613 % 9000 }}
 	m := newMemFS()
 	o := Options{Dir: "/b", FS: m, ChunkLimit: 5 * BlockSize, Cursors: []string{"x", "y"}}
-	states := 0
 	var failures []string
 	m.after = func() {
 		for how := range cuts {
 			times := 1
 			if how == cutTorn {
-				times = 6
+				times = 3
 			}
 			for range times {
 				states++
 				p.read(func() {
-					if err := p.check(m.crash(how, rnd), o); err != nil && len(failures) < 10 {
+					if err := p.check(m.crash(how, cutting), o); err != nil && len(failures) < 10 {
 						failures = append(failures, fmt.Sprintf("operation %d, cut %d: %v", m.ops, how, err))
 					}
 				})
 			}
 		}
+	}
+	m.fail = func(op, name string) error {
+		if op == "rename" && strings.HasPrefix(name, sparePrefix) {
+			reused++
+		}
+		return nil
 	}
 	commit := func(b *Buffer, name string, size int) {
 		c, err := b.Cursor(name)
@@ -139,43 +157,54 @@ func TestPowerCut(t *testing.T) {
 		}
 		p.read(func() { p.next[name] = at })
 	}
-	for run := range 3 {
+	const runs, steps = 2, 12
+	for range runs {
 		b := open(t, o)
-		for round := range 8 {
-			// Several entries at once, so that commits are shared and torn ones have
-			// more than one.
-			var outcomes []outcome
-			for range 1 + round%3 {
-				var n int
-				p.read(func() { n = p.begun; p.begun++ })
-				out := newOutcome()
-				if err := b.Append(t.Context(), entry(n, p.size(n)), out); err != nil {
-					t.Fatal(err)
+		for range steps {
+			switch rnd.IntN(5) {
+			case 0, 1: // several entries at once, so that torn commits have more than one
+				var outcomes []outcome
+				for range 1 + rnd.IntN(3) {
+					var n int
+					p.read(func() { n = p.begun; p.begun++ })
+					out := newOutcome()
+					if err := b.Append(t.Context(), entry(n, p.size(n)), out); err != nil {
+						t.Fatal(err)
+					}
+					outcomes = append(outcomes, out)
 				}
-				outcomes = append(outcomes, out)
-			}
-			for _, out := range outcomes {
-				if err := out.wait(t); err != nil {
-					t.Fatal(err)
+				for _, out := range outcomes {
+					if err := out.wait(t); err != nil {
+						t.Fatal(err)
+					}
+					p.read(func() { p.acked++ })
 				}
-				p.read(func() { p.acked++ })
-			}
-			if round%2 == 1 {
-				commit(b, "x", 20_000)
-			}
-			if round == 3 && run > 0 {
-				commit(b, "y", 1)
+			case 2: // both outputs keep up: chunks go, and are used again
+				for _, c := range b.cursors {
+					for c.Remaining().Bytes > 0 {
+						commit(b, c.name, 20_000)
+					}
+				}
+			case 3: // one is behind
+				if c := b.cursors[rnd.IntN(2)]; c.Remaining().Bytes > 0 {
+					commit(b, c.name, 1+rnd.IntN(20_000))
+				}
+			case 4: // what was acked comes again
+				if p.acked > 0 {
+					n := rnd.IntN(p.acked)
+					if err := try(t, b, n, p.size(n)); !errors.Is(err, ErrDuplicate) {
+						t.Fatalf("entry %d again: %v", n, err)
+					}
+					resent++
+				}
 			}
 		}
 		closeBuffer(t, b)
 	}
 	if len(failures) > 0 {
-		t.Errorf("of %d states:\n%s", states, strings.Join(failures, "\n"))
+		t.Errorf("seed %d, of %d states:\n%s", seed, states, strings.Join(failures, "\n"))
 	}
-	if states < 1000 {
-		t.Errorf("only %d states", states)
-	}
-	t.Logf("%d states", states)
+	return states, reused, resent
 }
 
 // TestStaleBytes tears each commit over what the file held before, a chunk of

@@ -298,7 +298,8 @@ func (l *idLog) next() error {
 func (l *idLog) prune() error {
 	after, limit := 0, time.Now().Add(-l.b.ids.age).Unix()
 	for i := len(l.files) - 1; i >= 0; i-- {
-		if after < l.b.ids.window && (i == len(l.files)-1 || int64(l.files[i].newest) >= limit) {
+		// One without ids is only a number that is not used again.
+		if f := l.files[i]; f.ids == 0 || after < l.b.ids.window && (i == len(l.files)-1 || int64(f.newest) >= limit) {
 			after += l.files[i].ids
 			continue
 		}

@@ -62,6 +62,18 @@ func (m *memFS) change(op, name string) error {
 	return nil
 }
 
+func (m *memFS) setFail(fail func(op, name string) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = fail
+}
+
+func (m *memFS) failing() func(op, name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.fail
+}
+
 func (m *memFS) changed() {
 	if m.after != nil {
 		m.after()

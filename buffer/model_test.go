@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"pgregory.net/rapid"
@@ -21,11 +24,24 @@ type model struct {
 	acked   []int          // numbers
 	next    map[string]int // cursor -> of entries, the first that it has not passed
 	crashed bool
+	faulted bool
+	// skipped is the events of acked entries that a cursor has not been given,
+	// dropped those that earlier runs counted as dropped.
+	skipped, dropped map[string]uint64
+	// late: the last fault kept ids of chunks from being saved, so that a crash may
+	// forget them; forgotten is what one may have. No other resend is stored again.
+	late      atomic.Bool
+	forgotten map[int]bool
+	seen      *modelSeen
 }
+
+// modelSeen is what happened in all runs.
+type modelSeen struct{ spares, dropped, full, unblocked, late, resent int }
 
 type modelEntry struct {
 	n     int
 	acked bool
+	maybe bool // its outcome is not known yet
 }
 
 func (s *model) size(n int) int { return n * 1237 % 11_000 }
@@ -39,27 +55,80 @@ func (s *model) open(t *rapid.T) {
 	s.b = b
 }
 
-func (s *model) store(n int) error {
-	o := newOutcome()
-	if err := s.b.Append(context.Background(), entry(n, s.size(n)), o); err != nil {
-		return err
+// full reports whether total_limit_size leaves no room for the entry.
+func (s *model) full(t *rapid.T, n int) bool {
+	size, err := entry(n, s.size(n)).size()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return <-o
+	return s.b.Stats().Backlog+size > s.o.TotalLimit
 }
+
+// store appends the entry and checks what a full buffer does.
+func (s *model) store(t *rapid.T, n int) error {
+	full, limit := s.full(t, n), 20*time.Second
+	if full && s.o.Overflow == OverflowBlock {
+		limit = 2 * time.Millisecond // it would block until cursors move
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	o := newOutcome()
+	err := s.b.Append(ctx, entry(n, s.size(n)), o)
+	if err == nil {
+		return <-o
+	}
+	switch {
+	case full && s.o.Overflow == OverflowThrow && errors.Is(err, ErrFull),
+		full && s.o.Overflow == OverflowBlock && errors.Is(err, context.DeadlineExceeded):
+		s.seen.full++
+	default:
+		t.Fatalf("overflow %d, full %v: %v", s.o.Overflow, full, err)
+	}
+	return errModelFull
+}
+
+var errModelFull = errors.New("full")
 
 // add appends a new entry.
 func (s *model) add(t *rapid.T) error {
 	n := len(s.entries)
-	err := s.store(n)
-	s.entries = append(s.entries, modelEntry{n, err == nil})
-	if err == nil {
-		s.acked = append(s.acked, n)
-	}
+	err := s.store(t, n)
+	s.note(n, err)
 	return err
 }
 
+func (s *model) note(n int, err error) {
+	s.entries = append(s.entries, modelEntry{n: n, acked: err == nil})
+	if err == nil {
+		s.acked = append(s.acked, n)
+		if s.m.failing() == nil {
+			s.late.Store(false) // saved with this commit at the latest
+		}
+	}
+}
+
+// skip notes that the cursor was not given an entry; it must have been dropped.
+func (s *model) skip(t *rapid.T, c *Cursor, e modelEntry) {
+	if !e.acked {
+		return
+	}
+	s.skipped[c.name] += entryEvents(e.n)
+	if got, counted := s.skipped[c.name], s.dropped[c.name]+droppedEvents(s.b, c); got > counted {
+		t.Fatalf("cursor %s: entry %d is not there, %d events skipped in all, %d counted as dropped", c.name, e.n, got, counted)
+	}
+}
+
+func droppedEvents(b *Buffer, c *Cursor) uint64 {
+	for _, s := range b.Stats().Cursors {
+		if s.Name == c.name {
+			return s.Dropped[CauseOverflow]
+		}
+	}
+	return 0
+}
+
 func (s *model) cursor(t *rapid.T) *Cursor {
-	return rapid.SampledFrom(s.b.cursors).Draw(t, "cursor")
+	return s.b.cursors[rapid.IntRange(0, len(s.b.cursors)-1).Draw(t, "cursor")]
 }
 
 // read takes one batch, and commits it or leaves it.
@@ -71,15 +140,13 @@ func (s *model) read(t *rapid.T, c *Cursor, maxBytes int) {
 	at := s.next[c.name]
 	for _, e := range batch.Entries {
 		for at < len(s.entries) && !sameEntry(&e, entry(s.entries[at].n, s.size(s.entries[at].n))) {
-			if s.entries[at].acked {
-				t.Fatalf("cursor %s: entry %q where %d should be", c.name, e.Tag, at)
-			}
+			s.skip(t, c, s.entries[at])
 			at++
 		}
 		if at == len(s.entries) {
 			t.Fatalf("cursor %s: entry %q a second time, or altered", c.name, e.Tag)
 		}
-		if !s.entries[at].acked && !s.crashed {
+		if x := s.entries[at]; !x.acked && !x.maybe && !s.crashed {
 			t.Fatalf("cursor %s: entry %q was refused", c.name, e.Tag)
 		}
 		at++
@@ -94,20 +161,74 @@ func (s *model) read(t *rapid.T, c *Cursor, maxBytes int) {
 func (s *model) check(t *rapid.T) {
 	st := s.b.Stats()
 	for _, c := range st.Cursors {
-		if c.Recovered+st.Events != c.Delivered+c.Remaining.Events || len(c.Dropped) > 0 {
+		dropped := uint64(0)
+		for cause, n := range c.Dropped {
+			if cause != CauseOverflow || s.o.Overflow != OverflowDropOldest {
+				t.Fatalf("%d events dropped by %s", n, cause)
+			}
+			dropped += n
+		}
+		if c.Recovered+st.Events != c.Delivered+c.Remaining.Events+dropped {
 			t.Fatalf("balance: %+v, appended %d", c, st.Events)
 		}
+		s.seen.dropped += int(min(dropped, 1))
 	}
-	if st.Spares > maxSpares || st.Backlog > s.o.TotalLimit {
+	s.seen.spares += st.Spares
+	// The last commit's padding may go beyond it, and a crash can bring back a chunk
+	// that was dropped or delivered.
+	if st.Spares > maxSpares || st.Backlog > s.o.TotalLimit+2*BlockSize && !s.crashed {
 		t.Fatalf("%+v", st)
 	}
 }
 
+// ends is to be called before the buffer is closed or crashes.
+func (s *model) ends() {
+	for _, c := range s.b.cursors {
+		s.dropped[c.name] += droppedEvents(s.b, c)
+	}
+}
+
+// drain reads all that the cursor has before it.
+func (s *model) drain(t *rapid.T, c *Cursor) {
+	for c.Remaining().Bytes > 0 {
+		s.read(t, c, 1<<20)
+	}
+	end := len(s.entries)
+	for end > s.next[c.name] && !s.entries[end-1].acked {
+		end-- // a crash may bring it back
+	}
+	for _, e := range s.entries[s.next[c.name]:end] {
+		s.skip(t, c, e)
+	}
+	s.next[c.name] = end
+	if got, want := s.skipped[c.name], s.dropped[c.name]+droppedEvents(s.b, c); got != want && !s.faulted && !s.crashed {
+		t.Fatalf("cursor %s: %d events were not given, %d are counted as dropped", c.name, got, want)
+	}
+}
+
+// fault makes an operation fail for the time of f.
+func (s *model) fault(fail func(op, name string) error, f func()) {
+	s.faulted = true
+	s.m.setFail(func(op, name string) error {
+		err := fail(op, name)
+		if err != nil && (strings.HasPrefix(name, idPrefix) || op == "syncdir") {
+			s.late.Store(true)
+		}
+		return err
+	})
+	f()
+	s.m.setFail(nil)
+}
+
 // TestModel does random things to a buffer and compares with the model.
 func TestModel(t *testing.T) {
+	seen := &modelSeen{}
+	defer func() { t.Logf("%+v", *seen) }()
 	rapid.Check(t, func(t *rapid.T) {
-		s := &model{m: newMemFS(), next: map[string]int{},
-			o: Options{Dir: "/b", ChunkLimit: 6 * BlockSize, TotalLimit: 1 << 20, Cursors: []string{"x", "y"}}}
+		s := &model{m: newMemFS(), next: map[string]int{}, skipped: map[string]uint64{}, dropped: map[string]uint64{},
+			forgotten: map[int]bool{}, seen: seen,
+			o: Options{Dir: "/b", ChunkLimit: 6 * BlockSize, TotalLimit: 16 * BlockSize, Cursors: []string{"x", "y"},
+				Overflow: Overflow(rapid.IntRange(0, 2).Draw(t, "overflow"))}}
 		if rapid.Bool().Draw(t, "no O_DIRECT") {
 			s.m.noDirect = syscall.EINVAL
 		}
@@ -116,8 +237,15 @@ func TestModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"": s.check,
 			"append": func(t *rapid.T) {
-				if err := s.add(t); err != nil && !errors.Is(err, ErrFull) {
+				if err := s.add(t); err != nil && err != errModelFull {
 					t.Fatal(err)
+				}
+			},
+			"append many": func(t *rapid.T) {
+				for range rapid.IntRange(2, 12).Draw(t, "n") {
+					if err := s.add(t); err != nil && err != errModelFull {
+						t.Fatal(err)
+					}
 				}
 			},
 			"append again": func(t *rapid.T) {
@@ -125,23 +253,62 @@ func TestModel(t *testing.T) {
 					t.Skip()
 				}
 				n := rapid.SampledFrom(s.acked).Draw(t, "n")
-				if err := s.store(n); !errors.Is(err, ErrDuplicate) {
+				switch err := s.store(t, n); {
+				case errors.Is(err, ErrDuplicate):
+				case s.forgotten[n] && (err == nil || err == errModelFull):
+					s.note(n, err)
+					s.seen.resent++
+					delete(s.forgotten, n)
+				default:
 					t.Fatalf("entry %d again: %v", n, err)
 				}
 			},
+			"blocked append": func(t *rapid.T) {
+				n := len(s.entries)
+				if s.o.Overflow != OverflowBlock || !s.full(t, n) {
+					t.Skip()
+				}
+				s.entries = append(s.entries, modelEntry{n: n, maybe: true})
+				o := newOutcome()
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				defer cancel()
+				appended := make(chan error, 1)
+				go func() { appended <- s.b.Append(ctx, entry(n, s.size(n)), o) }()
+				for _, c := range s.b.cursors {
+					for c.Remaining().Bytes > 0 {
+						s.read(t, c, 1<<20)
+					}
+				}
+				err := <-appended
+				if err == nil {
+					err = <-o
+				}
+				if err != nil {
+					t.Fatalf("blocked, then room was made: %v", err)
+				}
+				s.entries[n] = modelEntry{n: n, acked: true}
+				s.acked = append(s.acked, n)
+				s.late.Store(false)
+				s.seen.unblocked++
+			},
 			"append and fail": func(t *rapid.T) {
-				op := rapid.SampledFrom([]string{"write", "datasync", "create", "rename", "allocate", "truncate"}).Draw(t, "op")
+				op := rapid.SampledFrom([]string{"write", "datasync", "create", "rename", "allocate", "truncate", "syncdir", "remove"}).Draw(t, "op")
 				cause := rapid.SampledFrom([]error{syscall.ENOSPC, syscall.EIO, syscall.EOPNOTSUPP}).Draw(t, "error")
-				// The log of ids may be late, and a crash may forget then: see saveIDs.
-				prefix := rapid.SampledFrom([]string{chunkPrefix, sparePrefix}).Draw(t, "file")
+				prefix := rapid.SampledFrom([]string{chunkPrefix, sparePrefix, idPrefix}).Draw(t, "file")
+				if op == "syncdir" {
+					prefix = ""
+				}
 				fail := failNth(op, prefix, rapid.IntRange(1, 3).Draw(t, "nth"), rapid.IntRange(1, 3).Draw(t, "times"), cause)
-				s.m.mu.Lock()
-				s.m.fail = fail
-				s.m.mu.Unlock()
-				_ = s.add(t) // acked or not, as the model notes
-				s.m.mu.Lock()
-				s.m.fail = nil
-				s.m.mu.Unlock()
+				if rapid.Bool().Draw(t, "truncate as well") {
+					first := fail
+					fail = func(op, name string) error {
+						if op == "truncate" {
+							return cause
+						}
+						return first(op, name)
+					}
+				}
+				s.fault(fail, func() { _ = s.add(t) }) // acked or not, as the model notes
 			},
 			"read": func(t *rapid.T) {
 				c := s.cursor(t)
@@ -152,17 +319,17 @@ func TestModel(t *testing.T) {
 			},
 			"drain": func(t *rapid.T) {
 				c := s.cursor(t)
-				for c.Remaining().Bytes > 0 {
-					s.read(t, c, 1<<20)
+				s.drain(t, c)
+			},
+			"drain all": func(t *rapid.T) {
+				for _, c := range s.b.cursors {
+					s.drain(t, c)
 				}
-				for _, e := range s.entries[s.next[c.name]:] {
-					if e.acked {
-						t.Fatalf("cursor %s: entry %d was acked and is not there", c.name, e.n)
-					}
-				}
-				s.next[c.name] = len(s.entries)
 			},
 			"restart": func(t *rapid.T) {
+				s.ends()
+				s.crashed = s.crashed || s.faulted // what could not be cut off comes back
+				s.late.Store(false)
 				if err := s.b.Close(context.Background()); err != nil {
 					t.Fatal(err)
 				}
@@ -171,6 +338,14 @@ func TestModel(t *testing.T) {
 			"crash": func(t *rapid.T) {
 				how := cut(rapid.IntRange(0, int(cuts)-1).Draw(t, "cut"))
 				seed := rapid.Uint64().Draw(t, "seed")
+				s.ends()
+				if s.late.Load() {
+					s.seen.late++
+					for _, n := range s.acked {
+						s.forgotten[n] = true
+					}
+				}
+				s.late.Store(false)
 				s.m.mu.Lock()
 				after := s.m.crash(how, rand.New(rand.NewPCG(seed, 0)))
 				s.m.mu.Unlock()
