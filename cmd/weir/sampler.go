@@ -259,6 +259,8 @@ func (s *server) reading(now time.Time) *alert.Reading {
 	}
 	if k, err := netopt.KernelCounters(); err == nil {
 		r.Kernel = k
+	} else if s.sampler.kernel != nil { // out of descriptors: 0 would look like a counter's whole value at the next look
+		r.Kernel = *s.sampler.kernel
 	}
 	for _, m := range s.matches {
 		st := m.buffer.Stats()

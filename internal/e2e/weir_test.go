@@ -63,6 +63,7 @@ type weir struct {
 type options struct {
 	dir     string                         // kept from an earlier run, else new
 	source  string                         // lines within the forward source
+	monitor string                         // lines within the monitor_agent source
 	match   string                         // replaces the default <match>
 	addr    string                         // host:port of an earlier run, else a free port
 	status  string                         // host:port of an earlier run, else a free port
@@ -146,7 +147,7 @@ func launch(t *testing.T, o options) *weir {
 		t.Fatal(err)
 	}
 	conf := fmt.Sprintf("<source>\n  @type forward\n  bind %s\n  port %s\n%s\n</source>\n"+
-		"<source>\n  @type monitor_agent\n  bind 127.0.0.1\n  port %s\n</source>\n%s", host, port, o.source, statusPort, o.match)
+		"<source>\n  @type monitor_agent\n  bind 127.0.0.1\n  port %s\n%s</source>\n%s", host, port, o.source, statusPort, o.monitor, o.match)
 	confPath := filepath.Join(o.dir, "weir.conf")
 	if err := os.WriteFile(confPath, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,312 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weir/internal/alert"
+)
+
+// causes drives one weir through the causes of alerts and checks that those are
+// on that should be, and no others.
+type causes struct {
+	*weir
+	// noise are alerts that the machine may raise by itself: a full disk, or one
+	// that others keep busy.
+	noise []string
+}
+
+func newCauses(t *testing.T, o options) *causes {
+	c := &causes{weir: start(t, o), noise: []string{alert.DiskLow, alert.CommitSlow}}
+	c.requireOn(t)
+	// Counters are compared from the second look on.
+	time.Sleep(1100 * time.Millisecond)
+	return c
+}
+
+// requireOn waits until exactly these alerts are on. again is done meanwhile,
+// over and over, for causes that must last.
+func (c *causes) requireOn(t *testing.T, want ...string) {
+	t.Helper()
+	c.requireOnWhile(t, func() {}, want...)
+}
+
+func (c *causes) requireOnWhile(t *testing.T, again func(), want ...string) {
+	t.Helper()
+	slices.Sort(want)
+	waitFor(t, 60*time.Second, func() error {
+		again()
+		got := []string{}
+		for _, a := range c.snapshot().Alerts {
+			if a.Until == nil && !slices.Contains(c.noise, a.Name) && !slices.Contains(got, a.Name) {
+				got = append(got, a.Name)
+			}
+		}
+		for _, name := range got {
+			if !slices.Contains(want, name) && len(want) > 0 {
+				t.Errorf("alert %s without its cause; want %v", name, want)
+			}
+		}
+		if !slices.Equal(got, want) {
+			time.Sleep(100 * time.Millisecond)
+			return fmt.Errorf("alerts %v, want %v", got, want)
+		}
+		return nil
+	})
+}
+
+// requireOver waits until nothing is on any more, and for the log's lines.
+func (c *causes) requireOver(t *testing.T, ended ...string) {
+	t.Helper()
+	c.requireOn(t)
+	for _, name := range ended {
+		for _, msg := range []string{"alert", "alert over"} {
+			found := false
+			for line := range strings.Lines(c.log.String()) {
+				found = found || strings.Contains(line, fmt.Sprintf("%q:%q", "msg", msg)) && strings.Contains(line, fmt.Sprintf("%q:%q", "alert", name))
+			}
+			if !found {
+				t.Errorf("the log lacks %q of %s", msg, name)
+			}
+		}
+	}
+}
+
+// TestAlertCauses makes each cause happen on the built binary: its alert comes,
+// no other does, and it is over once the cause is.
+func TestAlertCauses(t *testing.T) {
+	for name, test := range map[string]func(t *testing.T){
+		"connections": causeConnections,
+		"no match":    causeNoMatch,
+		"output":      causeOutput,
+		"memory":      causeMemory,
+		"descriptors": causeDescriptors,
+		"disk full":   causeDiskFull,
+		"disk stalls": causeDiskStalls,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of the time is waiting for "over"
+			test(t)
+		})
+	}
+}
+
+func causeConnections(t *testing.T) {
+	c := newCauses(t, options{source: "max_connections 20"})
+	var conns []net.Conn
+	connect := func(n int) {
+		t.Helper()
+		for range n {
+			conn, err := net.Dial("tcp", c.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, conn)
+		}
+	}
+	connect(18) // not over 90 %
+	time.Sleep(1100 * time.Millisecond)
+	c.requireOn(t)
+	connect(1)
+	c.requireOn(t, alert.ConnectionsHigh)
+	connect(5)
+	c.requireOn(t, alert.ConnectionsHigh, alert.ConnectionsRefused)
+	for _, conn := range conns {
+		conn.Close()
+	}
+	c.requireOver(t, alert.ConnectionsHigh, alert.ConnectionsRefused)
+}
+
+// sendOne sends a message of n events on a connection of its own.
+func (c *causes) sendOne(tag, chunk string, n int) error {
+	s, err := dial(c.addr)
+	if err != nil {
+		return err
+	}
+	defer s.conn.Close()
+	return s.send(tag, chunk, 0, n)
+}
+
+func causeNoMatch(t *testing.T) {
+	c := newCauses(t, options{match: strings.Replace(defaultMatch, "<match **>", "<match app.**>", 1)})
+	if err := c.sendOne("app.web", "one", 3); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1100 * time.Millisecond)
+	c.requireOn(t)
+	if err := c.sendOne("nobody", "two", 3); err != nil {
+		t.Fatal(err)
+	}
+	c.requireOn(t, alert.EventsDropped)
+	if a := findAlert(c.snapshot(), alert.EventsDropped); !strings.Contains(a.Message, "3 events lost: no_match 3") {
+		t.Errorf("%+v", a)
+	}
+	c.requireOver(t, alert.EventsDropped)
+}
+
+// causeOutput: an output that fails, its buffer that fills, messages refused.
+func causeOutput(t *testing.T) {
+	const limit = 1 << 20
+	dir := t.TempDir()
+	dead := filepath.Join(dir, "out")
+	if err := os.WriteFile(dead, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := newCauses(t, options{dir: dir, match: strings.Replace(defaultMatch, "path buffer",
+		fmt.Sprintf("path buffer\n    retry_type periodic\n    retry_wait 200ms\n    retry_forever true\n    total_limit_size %d", limit), 1)})
+	if err := c.sendOne("x", "first", 1); err != nil {
+		t.Fatal(err)
+	}
+	c.requireOn(t, alert.OutputRetrying)
+	s, err := dial(c.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { s.conn.Close() }()
+	fill := func(to int64) error { // messages of about 20 KB
+		for n := 0; c.snapshot().Outputs[0].PendingBytes < to; n += 5 {
+			if err := s.sendPadded("x", fmt.Sprintf("fill-%d-%d", to, n), n, n+5); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := fill(limit * 9 / 10); err != nil {
+		t.Fatal(err)
+	}
+	c.requireOn(t, alert.OutputRetrying, alert.BufferHigh)
+	if err := fill(2 * limit); err == nil {
+		t.Fatal("a full buffer takes everything")
+	}
+	c.requireOn(t, alert.OutputRetrying, alert.BufferHigh, alert.BufferRefusing)
+	if err := os.Remove(dead); err != nil {
+		t.Fatal(err)
+	}
+	c.requireOver(t, alert.OutputRetrying, alert.BufferHigh, alert.BufferRefusing)
+}
+
+// causeMemory: half a message holds the memory that another waits for.
+func causeMemory(t *testing.T) {
+	c := newCauses(t, options{source: "memory_limit 1m"})
+	msg, err := packedStream("x", "large", bytes.Repeat([]byte{0x92, 0, 0x80}, 300_000), 300_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	half, err := net.Dial("tcp", c.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close()
+	if _, err := half.Write(msg[:800_000]); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, 20*time.Second, func() error {
+		if q := findQueue(c.snapshot(), "memory"); q.Depth < 500_000 {
+			return fmt.Errorf("%+v", q)
+		}
+		return nil
+	})
+	time.Sleep(1100 * time.Millisecond)
+	c.requireOn(t)
+	second, err := net.Dial("tcp", c.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	go second.Write(msg) // blocks: weir does not read on
+	c.requireOn(t, alert.MemoryWaits)
+	half.Close()
+	c.requireOver(t, alert.MemoryWaits)
+}
+
+// causeDescriptors takes the descriptors from under a running weir. Its status
+// endpoint cannot accept meanwhile either: the log tells.
+func causeDescriptors(t *testing.T) {
+	c := newCauses(t, options{})
+	var old unix.Rlimit
+	set := func(l, was *unix.Rlimit) {
+		t.Helper()
+		if err := unix.Prlimit(c.cmd.Process.Pid, unix.RLIMIT_NOFILE, l, was); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(nil, &old)
+	set(&unix.Rlimit{Cur: 4, Max: old.Max}, nil)
+	conn, err := net.Dial("tcp", c.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	waitFor(t, 20*time.Second, func() error {
+		if !strings.Contains(c.log.String(), `"alert":"`+alert.AcceptStarved) {
+			return fmt.Errorf("no %s in the log", alert.AcceptStarved)
+		}
+		return nil
+	})
+	set(&old, nil)
+	c.requireOver(t, alert.AcceptStarved)
+	for _, a := range c.snapshot().Alerts {
+		if a.Name != alert.AcceptStarved && !slices.Contains(c.noise, a.Name) {
+			t.Errorf("alert without its cause: %+v", a)
+		}
+	}
+}
+
+// causeDiskFull fills the file system of the buffer.
+func causeDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	mounted(t, dir, "64m")
+	c := newCauses(t, options{dir: dir, source: "health_grace 100ms", match: strings.Replace(defaultMatch, "path buffer", "path buffer\n    chunk_limit_size 1m", 1)})
+	c.noise = []string{alert.CommitSlow}
+	ballast := filepath.Join(dir, "buffer", "ballast")
+	f, err := os.Create(ballast)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for block := make([]byte, 1<<20); err == nil; _, err = f.Write(block) {
+	}
+	c.requireOn(t, alert.DiskLow)
+	s, err := dial(c.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.conn.Close()
+	for n := 0; err == nil && n < 5000; n += 50 { // what the present chunk has room for
+		err = s.sendPadded("x", fmt.Sprint("fill-", n), n, n+50)
+	}
+	if err == nil {
+		t.Fatal("a full disk takes everything")
+	}
+	c.requireOnWhile(t, func() { c.heartbeat() }, alert.DiskLow, alert.CommitFailing, alert.NotReady, alert.HeartbeatsForgotten)
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	waitFor(t, 20*time.Second, func() error { return c.sendOne("x", "after", 1) })
+	c.requireOver(t, alert.DiskLow, alert.CommitFailing, alert.NotReady, alert.HeartbeatsForgotten)
+}
+
+// causeDiskStalls holds fdatasync up.
+func causeDiskStalls(t *testing.T) {
+	c := newCauses(t, options{})
+	c.noise = []string{alert.DiskLow}
+	stop := c.traced("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=4000000")
+	sent := make(chan error, 1)
+	go func() { sent <- c.sendOne("x", "slow", 1) }()
+	c.requireOn(t, alert.CommitSlow)
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	stop()
+	c.requireOver(t, alert.CommitSlow)
+}
