@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,8 +45,9 @@ func measure(b *testing.B, size int, f func()) cost {
 // BenchmarkCommit is entries of 4 KiB, 64 KiB and 1 MiB, each of 1, 16 or 256
 // appenders waiting for its own to be durable, while a cursor empties the buffer.
 // Beside it, one writer that makes each write durable before the next: plain
-// appends to a file through the page cache, direct overwrites a file by O_DIRECT,
-// which is the least that storing can take. x-plain and x-direct are the processor
+// appends to a file through the page cache; allocated writes by O_DIRECT to files
+// that fallocate(2) has made, each block once; direct overwrites a file that was
+// written before, which is the least that storing can take. x-plain and x-direct are the processor
 // time of an entry over theirs.
 func BenchmarkCommit(b *testing.B) {
 	for _, size := range []int{4 << 10, 64 << 10, 1 << 20} {
@@ -66,38 +70,156 @@ func BenchmarkCommit(b *testing.B) {
 				}
 			})
 		})
-		b.Run(fmt.Sprintf("direct/%dKiB", size>>10), func(b *testing.B) {
-			const length = 64 << 20
-			name := filepath.Join(b.TempDir(), "f")
-			if err := os.WriteFile(name, make([]byte, length), 0o600); err != nil {
-				b.Fatal(err)
-			}
-			f, err := osFS{}.Open(name, Direct)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer f.Close()
-			if err := f.Datasync(); err != nil {
-				b.Fatal(err)
-			}
-			p := [][]byte{alignedMemory(int64(size))}
-			direct = measure(b, size, func() {
-				for n := range b.N {
-					if err := f.WriteBlocks(p, int64(n)*int64(size)%length); err != nil {
-						b.Fatal(err)
-					}
-					if err := f.Datasync(); err != nil {
-						b.Fatal(err)
-					}
+		// The same writes into a file whose blocks are only allocated, and into one that
+		// was written before, as a chunk's is from its second use on.
+		allocated := func(f File, length int64) error { return f.Allocate(length) }
+		written := func(f File, length int64) error {
+			p := [][]byte{alignedMemory(1 << 20)}
+			for off := int64(0); off < length; off += 1 << 20 {
+				if err := f.WriteBlocks(p, off); err != nil {
+					return err
 				}
-			})
-		})
+			}
+			return f.Datasync()
+		}
+		b.Run(fmt.Sprintf("allocated/%dKiB", size>>10), func(b *testing.B) { benchmarkDirect(b, size, allocated) })
+		b.Run(fmt.Sprintf("direct/%dKiB", size>>10), func(b *testing.B) { direct = benchmarkDirect(b, size, written) })
 		for _, writers := range []int{1, 16, 256} {
 			b.Run(fmt.Sprintf("weir/%dKiB/%d", size>>10, writers), func(b *testing.B) {
 				c := benchmarkBuffer(b, size, writers)
 				b.ReportMetric(c.cpu/plain.cpu, "x-plain")
 				b.ReportMetric(c.cpu/direct.cpu, "x-direct")
 			})
+		}
+	}
+}
+
+// benchmarkDirect writes through files of the length of a chunk that prepare has
+// made, and makes each write durable.
+func benchmarkDirect(b *testing.B, size int, prepare func(f File, length int64) error) cost {
+	const length = DefaultChunkLimit
+	dir := b.TempDir()
+	var files []File
+	defer func() {
+		for _, f := range files {
+			if err := f.Close(); err != nil {
+				b.Error(err)
+			}
+		}
+	}()
+	for n := 0; n == 0 || int64(n)*length < int64(b.N)*int64(size); n++ {
+		f, err := osFS{}.Create(filepath.Join(dir, strconv.Itoa(n)), Direct)
+		if err != nil {
+			b.Fatal(err)
+		}
+		files = append(files, f)
+		if err := prepare(f, length); err != nil {
+			b.Fatal(err)
+		}
+	}
+	p := [][]byte{alignedMemory(int64(size))}
+	return measure(b, size, func() {
+		for n := range b.N {
+			off := int64(n) * int64(size)
+			f := files[off/length]
+			if err := f.WriteBlocks(p, off%length); err != nil {
+				b.Fatal(err)
+			}
+			if err := f.Datasync(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkStarvation is the latency of entries of 200 bytes while one appender
+// sends entries of 64 MiB as fast as they become durable. alone is without that.
+func BenchmarkStarvation(b *testing.B) {
+	for _, writers := range []int{1, 5000} {
+		for _, huge := range []int{0, 64 << 20} {
+			name := fmt.Sprintf("alone/%d", writers)
+			if huge > 0 {
+				name = fmt.Sprintf("huge/%d", writers)
+			}
+			b.Run(name, func(b *testing.B) { benchmarkStarvation(b, writers, huge) })
+		}
+	}
+}
+
+func benchmarkStarvation(b *testing.B, writers, huge int) {
+	buf, err := Open(context.Background(), Options{Dir: b.TempDir(), Cursors: []string{"c"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer buf.Close(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer cancel()
+	others.Go(func() { empty(ctx, b, buf.cursors[0]) })
+	store := func(e *Entry, o outcome) bool {
+		err := buf.Append(context.Background(), e, o)
+		if err == nil {
+			err = <-o
+		}
+		if err != nil {
+			b.Error(err)
+		}
+		return err == nil
+	}
+	stored := 0
+	if huge > 0 {
+		e := entry(1, huge)
+		e.ChunkID = nil
+		others.Go(func() {
+			for o := newOutcome(); ctx.Err() == nil && store(e, o); stored++ {
+			}
+		})
+	}
+	e := entry(1, 200)
+	e.ChunkID = nil
+	took := make([]time.Duration, b.N)
+	var next atomic.Int64
+	measure(b, 200, func() {
+		var wg sync.WaitGroup
+		for range writers {
+			wg.Go(func() {
+				for o := newOutcome(); ; {
+					n := next.Add(1) - 1
+					if n >= int64(b.N) {
+						return
+					}
+					start := time.Now()
+					if !store(e, o) {
+						return
+					}
+					took[n] = time.Since(start)
+				}
+			})
+		}
+		wg.Wait()
+	})
+	cancel()
+	others.Wait()
+	slices.Sort(took)
+	for _, q := range []int{50, 99} {
+		b.ReportMetric(float64(took[(len(took)-1)*q/100].Microseconds())/1e3, fmt.Sprintf("p%d-ms", q))
+	}
+	b.ReportMetric(float64(took[len(took)-1].Microseconds())/1e3, "max-ms")
+	b.ReportMetric(float64(stored), "huge")
+}
+
+// empty reads all that comes until ctx ends.
+func empty(ctx context.Context, b *testing.B, c *Cursor) {
+	for {
+		_ = c.Gather(ctx, 4<<20)
+		batch, err := c.Next(ctx, 8<<20)
+		if err != nil {
+			return
+		}
+		if err := c.Commit(batch, nil); err != nil {
+			b.Error(err)
+			return
 		}
 	}
 }
@@ -112,20 +234,7 @@ func benchmarkBuffer(b *testing.B, size, writers int) cost {
 	var reader sync.WaitGroup
 	defer reader.Wait()
 	defer cancel()
-	reader.Go(func() {
-		c := buf.cursors[0]
-		for {
-			_ = c.Gather(ctx, 4<<20)
-			batch, err := c.Next(ctx, 8<<20)
-			if err != nil {
-				return
-			}
-			if err := c.Commit(batch, nil); err != nil {
-				b.Error(err)
-				return
-			}
-		}
-	})
+	reader.Go(func() { empty(ctx, b, buf.cursors[0]) })
 	e := entry(1, size)
 	e.ChunkID = nil
 	return measure(b, size, func() {
