@@ -18,9 +18,8 @@ import (
 
 // helo is what a server says first.
 type helo struct {
-	_msgpack struct{} `msgpack:",as_array"`
-	Name     string
-	Options  struct {
+	Name    string
+	Options struct {
 		Nonce     []byte `msgpack:"nonce"`
 		Auth      []byte `msgpack:"auth"`
 		Keepalive bool   `msgpack:"keepalive"`
