@@ -58,60 +58,112 @@ func BenchmarkScan(b *testing.B) {
 	}
 }
 
+// TestScanDoesNotAllocate holds that an event costs no memory of its own.
+func TestScanDoesNotAllocate(t *testing.T) {
+	var s streamScanner
+	for name, p := range map[string][]byte{"same": batchOf(1000), "varied": variedBatch(1000)} {
+		n := testing.AllocsPerRun(20, func() {
+			s.reset(DefaultMaxDepth)
+			if n, err := s.scanEvents(p, noLimit); err != nil || n != len(p) {
+				t.Fatal(n, err)
+			}
+		})
+		if n != 0 {
+			t.Errorf("%s: %v allocations for 1000 events", name, n)
+		}
+	}
+}
+
+// TestSessionAllocations holds that a message costs a bounded number of
+// allocations, however many events are in it, from its first byte to its ack.
+func TestSessionAllocations(t *testing.T) {
+	for _, c := range sessionMessages() {
+		t.Run(c.name, func(t *testing.T) {
+			most := 2.0
+			if c.name == "gzip" {
+				most = 8 // under the race detector sync.Pool loses decompressors, as its documentation says
+			}
+			ask := startSession(t)
+			if n := testing.AllocsPerRun(200, func() { ask(c.msg) }); n > most {
+				t.Errorf("%v allocations a message, want at most %v", n, most)
+			}
+		})
+	}
+}
+
 // nothing is a Handler that stores nothing and says durable.
 type nothing struct{}
 
 func (nothing) Handle(_ context.Context, m *Message) { m.Done(nil) }
 
-// BenchmarkSession is a message over a unix socket and its ack, one at a time.
-func BenchmarkSession(b *testing.B) {
+// sessionMessages are messages with a chunk id of 24 bytes, 1 or 1000 events each.
+func sessionMessages() []sessionMessage {
 	events := batchOf(1000)
 	var entries []any
 	for range 1000 {
 		entries = append(entries, []any{1700000000, dict{"message": strings.Repeat("m", 230), "n": 1}})
 	}
 	option := dict{"chunk": "0123456789abcdef01234567"}
-	for _, c := range []struct {
-		name string
-		msg  []byte
-	}{
+	return []sessionMessage{
 		{"message", pack([]any{"app.access", 1700000000, dict{"message": strings.Repeat("m", 230), "n": 1}, option})},
 		{"packed", pack([]any{"app.access", events, option})},
 		{"forward", pack([]any{"app.access", entries, option})},
 		{"gzip", pack([]any{"app.access", gzipped(events), dict{"chunk": "0123456789abcdef01234567", "compressed": "gzip"}})},
-	} {
+	}
+}
+
+type sessionMessage struct {
+	name string
+	msg  []byte
+}
+
+// startSession connects to a server over a unix socket; ask sends a message of
+// sessionMessages and waits for its ack.
+func startSession(tb testing.TB) (ask func(msg []byte)) {
+	tb.Helper()
+	srv, err := NewServer(Config{Handler: nothing{}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(tb.TempDir(), "s"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	conn, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		conn.Close()
+		if err := srv.Close(); err != nil {
+			tb.Error(err)
+		}
+		if err := <-served; err != nil {
+			tb.Error(err)
+		}
+	})
+	ack := make([]byte, 5+1+24)
+	return func(msg []byte) {
+		if _, err := conn.Write(msg); err != nil {
+			tb.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, ack); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSession is a message over a unix socket and its ack, one at a time.
+func BenchmarkSession(b *testing.B) {
+	for _, c := range sessionMessages() {
 		b.Run(c.name, func(b *testing.B) {
-			srv, err := NewServer(Config{Handler: nothing{}})
-			if err != nil {
-				b.Fatal(err)
-			}
-			l, err := net.Listen("unix", filepath.Join(b.TempDir(), "s"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			served := make(chan error, 1)
-			go func() { served <- srv.Serve(l) }()
-			conn, err := net.Dial("unix", l.Addr().String())
-			if err != nil {
-				b.Fatal(err)
-			}
-			ack := make([]byte, 5+1+24)
+			ask := startSession(b)
 			b.SetBytes(int64(len(c.msg)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := conn.Write(c.msg); err != nil {
-					b.Fatal(err)
-				}
-				if _, err := io.ReadFull(conn, ack); err != nil {
-					b.Fatal(err)
-				}
-			}
-			conn.Close()
-			if err := srv.Close(); err != nil {
-				b.Error(err)
-			}
-			if err := <-served; err != nil {
-				b.Error(err)
+				ask(c.msg)
 			}
 		})
 	}

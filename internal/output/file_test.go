@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/buffer"
+	"weir/forward"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -474,6 +475,29 @@ func TestFileDirect(t *testing.T) {
 				t.Errorf("%d bytes written, want %d, and the same", len(got), want.Len())
 			}
 		})
+	}
+}
+
+// TestFormatDoesNotAllocate holds that an event costs no memory of its own on its
+// way out.
+func TestFormatDoesNotAllocate(t *testing.T) {
+	record := pack(map[string]any{"message": strings.Repeat("m", 149), "status": 200, "took": 0.034, "ok": true, "nothing": nil})
+	ev, tag, dst := forward.Event{Sec: noon, Nsec: 5}, []byte("app.access"), make([]byte, 0, 4096)
+	for _, kind := range []string{"out_file", "json", "msgpack", "stdout"} {
+		c := outFile()
+		c.Type = kind
+		f, err := newFormatter(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := testing.AllocsPerRun(100, func() {
+			if _, _, err := f.append(dst, tag, ev, record); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if n != 0 {
+			t.Errorf("%s: %v allocations an event", kind, n)
+		}
 	}
 }
 

@@ -41,9 +41,10 @@ type InjectConfig struct {
 	Zone                 Zone
 }
 
-// formatter writes events.
+// formatter writes events, for one goroutine.
 type formatter struct {
 	c         FormatConfig
+	scanner   forward.Scanner // of skip
 	time      *timeFormat
 	delimiter byte
 	inject    *injector
@@ -104,7 +105,7 @@ func (c *FormatConfig) layout() string {
 func (f *formatter) append(dst, tag []byte, ev forward.Event, p []byte) (out []byte, n int, err error) {
 	switch f.c.Type {
 	case "msgpack":
-		if n, err = forward.Skip(p); err != nil {
+		if n, err = f.skip(p); err != nil {
 			return dst, 0, err
 		}
 		if f.inject == nil {
@@ -132,6 +133,20 @@ func (f *formatter) append(dst, tag []byte, ev forward.Event, p []byte) (out []b
 		dst = f.inject.appendJSON(dst, tag, ev, n == 1)
 	}
 	return append(dst, '\n'), n, nil
+}
+
+// maxDepth is how deep a record may nest, more than any source lets through.
+const maxDepth = 10_000
+
+// skip returns the length of the record that p begins with, as forward.Skip does
+// with a scanner for each.
+func (f *formatter) skip(p []byte) (n int, err error) {
+	f.scanner.Reset(1, maxDepth)
+	n, done, err := f.scanner.Scan(p)
+	if err == nil && !done {
+		err = errors.New("msgpack: the record is cut")
+	}
+	return n, err
 }
 
 // appendClean appends a tag; controls in it must not break lines and columns.
