@@ -93,7 +93,9 @@ type Options struct {
 // Waiter is told the outcome of an entry.
 type Waiter interface {
 	// Done is called once: with nil when the entry is durable, else with why it
-	// is not stored. Calls come from one goroutine, in the order of the entries.
+	// is not stored. Calls come one after the other, in the order of the entries.
+	// The next commit may wait for Done: it must not wait for the Buffer, as
+	// Append may.
 	Done(err error)
 }
 
@@ -140,6 +142,7 @@ type Buffer struct {
 	active File
 
 	completions chan *group
+	untold      int // groups in completions, or being told by completeLoop
 	wait        sync.WaitGroup
 }
 

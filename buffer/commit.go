@@ -74,20 +74,46 @@ func (b *Buffer) commitLoop() {
 		for _, s := range g.segments {
 			b.segments.put(s)
 		}
-		b.completions <- g
+		b.complete(g)
 	}
 }
 
-// completeLoop tells the waiters, apart from the committer, so that acks do not
-// delay the next commit.
+// complete sees to it that the group's waiters are told: by the committer itself
+// if nothing waits for the next commit, which spares waking another goroutine and
+// gives those who are told time to send again, else by completeLoop. A group is
+// told only after those before it.
+func (b *Buffer) complete(g *group) {
+	b.mu.Lock()
+	inline := b.next.entries == 0 && b.untold == 0
+	if !inline {
+		b.untold++
+	}
+	b.mu.Unlock()
+	if inline {
+		b.tell(g)
+		return
+	}
+	b.completions <- g
+}
+
+// completeLoop tells the waiters of commits that another one follows at once, so
+// that acks do not delay it.
 func (b *Buffer) completeLoop() {
 	for g := range b.completions {
-		for _, w := range g.waiters {
-			w.Done(g.err)
-		}
-		g.tellTwins()
-		b.recycle(g)
+		b.tell(g)
+		b.mu.Lock()
+		b.untold--
+		b.mu.Unlock()
 	}
+}
+
+// tell tells the group's waiters.
+func (b *Buffer) tell(g *group) {
+	for _, w := range g.waiters {
+		w.Done(g.err)
+	}
+	g.tellTwins()
+	b.recycle(g)
 }
 
 // commit writes the group to the active chunk and makes it durable. A failed
