@@ -58,7 +58,7 @@ fuzz-short: ## each fuzz target for a few seconds
 
 # About five minutes on two cores. The peer is a module of its own.
 bench: build ## microbenchmarks, then the end-to-end table of docs/performance.md
-	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|JSON|Patch' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/load
+	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|AppendValue|Patch|^BenchmarkFile$$' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/output ./internal/load
 	cd internal/bench/otel && $(GO) build -o ../../../bin/otel .
 	$(GO) build -o bin/bench ./internal/bench
 	bin/bench -weir bin/weir -otel bin/otel
