@@ -33,6 +33,11 @@ func (s *server) figures() *status.Snapshot {
 	for _, src := range s.sources {
 		s.addSource(snap, src)
 	}
+	s.mu.Lock()
+	monitor := s.config.Monitor
+	s.mu.Unlock()
+	// It emits nothing, and checks count on finding it.
+	snap.Inputs = append(snap.Inputs, status.Input{ID: monitor.ID, Type: "monitor_agent", Config: monitor.Params})
 	for _, m := range s.matches {
 		addMatch(snap, m)
 	}
@@ -222,6 +227,11 @@ func addOutput(snap *status.Snapshot, m *config.Match, c *config.Output, b buffe
 		DeliveredEvents: st.Events, DeliveredBytes: st.Bytes, Batches: st.Batches,
 		PendingBytes: cur.Remaining.Bytes, PendingChunks: int64(cur.Remaining.Chunks), Capacity: b.Limit,
 		Retries: st.Retries, Step: st.Step, LastError: st.LastError,
+		Messages: b.Entries, FlushSeconds: st.FlushTime.Seconds(), SlowFlushes: st.SlowFlushes,
+		SecondaryBatches: st.SecondaryBatches, DroppedChunks: b.DroppedChunks,
+	}
+	if !st.FirstFailure.IsZero() {
+		o.FirstFailure = &st.FirstFailure
 	}
 	note := ""
 	if !st.NextRetry.IsZero() {

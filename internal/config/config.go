@@ -44,6 +44,7 @@ type Monitor struct {
 	HideConfig, HideRetry bool
 	// FluentdMetrics adds the names of fluent-plugin-prometheus to the metrics.
 	FluentdMetrics bool
+	Params         map[string]string // as written or default, secrets masked
 }
 
 // Address is the host:port of the status endpoint.

@@ -148,6 +148,7 @@ func TestErrors(t *testing.T) {
 		{"port", source("  port 70000\n"), `weir.conf:3:3: port 70000 is over 65535`},
 		{"bad enum", source("  on_backlog_mismatch wran\n"), `weir.conf:3:3: on_backlog_mismatch: "wran" is none of error, warn; did you mean "warn"?`},
 		{"twice", source("  port 1\n  port 2\n"), `weir.conf:4:3: port is given twice; the first is in line 3`},
+		{"monitor tag", source("") + "<source>\n  @type monitor_agent\n  tag weir\n</source>\n", `weir.conf:9:3: tag is not supported by this version of weir; weir makes no events of its own, so that every event stored is one that was received: read /metrics or /api/plugins.json instead`},
 		{"no listener", source("  listeners 0\n"), `weir.conf:3:3: listeners 0 is not a number from 1 to 256`},
 		{"too many listeners", source("  listeners 257\n"), `weir.conf:3:3: listeners 257 is not a number from 1 to 256`},
 		{"section", source("  <securty>\n  </securty>\n"), `weir.conf:3:3: unknown section <securty> in <source>; did you mean "security"?`},

@@ -150,8 +150,8 @@ func sourceSection() *section {
 		"monitor_agent": {params: []spec{
 			{name: "bind", def: "127.0.0.1", doc: "address of the status endpoint"},
 			{name: "port", kind: kindInt, def: "24220", doc: "TCP port of the status endpoint"},
-			{name: "tag", status: later},
-			{name: "emit_interval", kind: kindTime, status: later},
+			{name: "tag", status: later, doc: "weir makes no events of its own, so that every event stored is one that was received: read /metrics or /api/plugins.json instead"},
+			{name: "emit_interval", kind: kindTime, status: later, doc: "it belongs to tag, and weir makes no events of its own: take the line out"},
 			{name: "include_config", kind: kindBool, def: "true", doc: "the plugins' configuration in plugins.json, secrets masked"},
 			{name: "include_retry", kind: kindBool, def: "true", doc: "the outputs' retries in plugins.json"},
 			{name: "include_debug_info", kind: kindBool, status: ignored, doc: "weir has no instance variables to show"},

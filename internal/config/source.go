@@ -217,7 +217,7 @@ func parseNetwork(text string) (netip.Prefix, error) {
 // monitor reads a <source> with @type monitor_agent.
 func (b *builder) monitor(n *node) Monitor {
 	m := Monitor{ID: b.id(n, "monitor_agent"), Bind: n.str("bind"), Port: b.port(n), Username: n.str("username"), Password: Secret(n.str("password")),
-		HideConfig: !n.boolean("include_config"), HideRetry: !n.boolean("include_retry"), FluentdMetrics: n.boolean("fluentd_metrics")}
+		HideConfig: !n.boolean("include_config"), HideRetry: !n.boolean("include_retry"), FluentdMetrics: n.boolean("fluentd_metrics"), Params: n.params()}
 	if (m.Username == "") != (m.Password == "") {
 		b.fail(n.pos, "username and password belong together")
 	}

@@ -86,6 +86,9 @@ func statusAccess(t *testing.T, mode string) {
 			t.Errorf("%s as %q: %d, want %d: %.200s", c.path, c.user, code, c.want, body)
 		}
 	}
+	if _, body := ask("/api/plugins.json?@type=monitor_agent", "ops", "s3cret-word"); !strings.Contains(body, `"plugin_category":"input","type":"monitor_agent"`) || !strings.Contains(body, `"password":"xxxxxx"`) {
+		t.Errorf("monitor_agent among the inputs: %s", body)
+	}
 	// Plain HTTP gets no answer of the endpoint.
 	if r, err := http.Get("http://" + addr + "/metrics"); err == nil {
 		if r.Body.Close(); r.StatusCode != http.StatusBadRequest {

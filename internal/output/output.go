@@ -112,6 +112,8 @@ type Stats struct {
 	// Retries counts failures since start, Step those in a row.
 	Retries uint64
 	Step    int
+	// FirstFailure is when the failures in a row began; zero if there are none.
+	FirstFailure time.Time
 	// NextRetry is when the next try is due; zero if none is.
 	NextRetry time.Time
 	// LastError is why the last try failed; empty once one has succeeded.
@@ -120,7 +122,14 @@ type Stats struct {
 	GivenUp uint64
 	// ToSecondary counts events that the secondary output took.
 	ToSecondary uint64
+	// FlushTime is what successful deliveries have taken; SlowFlushes counts those
+	// over slowFlush, SecondaryBatches those of the secondary output.
+	FlushTime                     time.Duration
+	SlowFlushes, SecondaryBatches uint64
 }
+
+// slowFlush is fluentd's default of slow_flush_log_threshold.
+const slowFlush = 20 * time.Second
 
 // NewRunner returns a Runner; Run does the work.
 func NewRunner(c Config) *Runner {
@@ -239,6 +248,9 @@ func (r *Runner) failed(cause error) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.Retries++
+	if r.stats.Step == 0 {
+		r.stats.FirstFailure = time.Now()
+	}
 	r.stats.Step++
 	r.stats.LastError = cause.Error()
 	return r.stats.Step
@@ -248,8 +260,11 @@ func (r *Runner) failed(cause error) int {
 func (r *Runner) readable() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stats.Step, r.stats.NextRetry = 0, time.Time{}
+	r.stats.recovered()
 }
+
+// recovered ends the failures in a row.
+func (s *Stats) recovered() { s.Step, s.FirstFailure, s.NextRetry = 0, time.Time{}, time.Time{} }
 
 // backOff waits for the n-th retry; it fails if ctx ends or the runner drains.
 func (r *Runner) backOff(ctx context.Context, n int) error {
@@ -274,8 +289,10 @@ func (r *Runner) deliver(ctx context.Context, batch *buffer.Batch) error {
 		if second {
 			out = r.c.Secondary
 		}
+		begin := time.Now()
 		state, err := out.Deliver(ctx, batch)
 		if err == nil {
+			r.flushed(time.Since(begin))
 			if second {
 				state = r.c.Cursor.State() // the primary's, unchanged
 			}
@@ -295,6 +312,16 @@ func (r *Runner) deliver(ctx context.Context, batch *buffer.Batch) error {
 		if err := r.backOff(ctx, n); err != nil {
 			return err
 		}
+	}
+}
+
+// flushed counts the time of a delivery that succeeded.
+func (r *Runner) flushed(took time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stats.FlushTime += took
+	if took >= slowFlush {
+		r.stats.SlowFlushes++
 	}
 }
 
@@ -323,12 +350,14 @@ func (r *Runner) commit(ctx context.Context, batch *buffer.Batch, state []byte, 
 	if r.stats.Step > 0 {
 		r.c.Log.Info("delivery works again", zap.Int("after_retries", r.stats.Step))
 	}
-	r.stats.Step, r.stats.NextRetry, r.stats.LastError = 0, time.Time{}, ""
+	r.stats.recovered()
+	r.stats.LastError = ""
 	r.stats.Batches++
 	r.stats.Events += uint64(batch.Events)
 	r.stats.Bytes += uint64(batch.Bytes)
 	if second {
 		r.stats.ToSecondary += uint64(batch.Events)
+		r.stats.SecondaryBatches++
 	}
 	return nil
 }
@@ -350,7 +379,7 @@ func (r *Runner) giveUp(ctx context.Context, batch *buffer.Batch, cause error) e
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.GivenUp += uint64(batch.Events)
-	r.stats.Step, r.stats.NextRetry = 0, time.Time{}
+	r.stats.recovered()
 	return nil
 }
 

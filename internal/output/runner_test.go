@@ -127,7 +127,7 @@ func TestRunnerRetries(t *testing.T) {
 	out := &flaky{failures: 4}
 	r, wait := runner(t, b, Config{Output: out, Retry: quick()})
 	eventually(t, "delivered after retries", func() bool { return r.Stats().Events == 3 })
-	if s := r.Stats(); s.Retries != 4 || s.Step != 0 || s.LastError != "" || !s.NextRetry.IsZero() {
+	if s := r.Stats(); s.Retries != 4 || s.Step != 0 || !s.FirstFailure.IsZero() || s.FlushTime == 0 || s.SlowFlushes != 0 || s.LastError != "" || !s.NextRetry.IsZero() {
 		t.Errorf("stats %+v", s)
 	}
 	r.Drain()

@@ -35,21 +35,30 @@ type plugin struct {
 type outputFields struct {
 	BufferQueueLength   int64      `json:"buffer_queue_length"`
 	BufferTimekeys      []int64    `json:"buffer_timekeys"` // always empty: chunks have no time
+	EmitCount           uint64     `json:"emit_count"`      // messages
 	BufferQueueByteSize int64      `json:"buffer_queue_byte_size"`
 	BufferStageLength   int64      `json:"buffer_stage_length"`
 	BufferStageByteSize int64      `json:"buffer_stage_byte_size"`
 	BufferTotalSize     int64      `json:"buffer_total_queued_size"`
 	BufferSpaceRatio    float64    `json:"buffer_available_buffer_space_ratios"`
 	WriteCount          uint64     `json:"write_count"`
+	WriteSecondaryCount uint64     `json:"write_secondary_count"`
 	RollbackCount       uint64     `json:"rollback_count"`
+	SlowFlushCount      uint64     `json:"slow_flush_count"`
+	FlushTimeCount      uint64     `json:"flush_time_count"` // milliseconds
+	DropOldestCount     uint64     `json:"drop_oldest_chunk_count"`
 	Retry               *retryInfo `json:"retry,omitempty"`
 }
 
 // retryInfo is monitor_agent's "retry" object; it is empty while all is well.
 type retryInfo struct {
+	Start    string `json:"start,omitempty"` // when the failures in a row began
 	Steps    int    `json:"steps,omitempty"`
 	NextTime string `json:"next_time,omitempty"`
 }
+
+// rubyTime is how Ruby writes a Time.
+const rubyTime = "2006-01-02 15:04:05 -0700"
 
 // pluginsOf maps a Snapshot to monitor_agent's shape, inputs first.
 func pluginsOf(s *Snapshot) []plugin {
@@ -64,13 +73,18 @@ func pluginsOf(s *Snapshot) []plugin {
 		f := &outputFields{
 			BufferQueueLength: o.PendingChunks, BufferQueueByteSize: o.PendingBytes, BufferTotalSize: o.PendingBytes,
 			BufferTimekeys: []int64{}, BufferSpaceRatio: 100, WriteCount: o.Batches, RollbackCount: o.Retries, Retry: &retryInfo{},
+			EmitCount: o.Messages, WriteSecondaryCount: o.SecondaryBatches, SlowFlushCount: o.SlowFlushes,
+			FlushTimeCount: uint64(1000 * o.FlushSeconds), DropOldestCount: o.DroppedChunks,
 		}
 		if o.Capacity > 0 {
 			free := 100 * (1 - float64(o.PendingBytes)/float64(o.Capacity))
 			f.BufferSpaceRatio = math.Round(math.Max(0, free)*10) / 10
 		}
 		if o.NextRetry != nil {
-			f.Retry = &retryInfo{Steps: o.Step, NextTime: o.NextRetry.Format("2006-01-02 15:04:05 -0700")}
+			f.Retry = &retryInfo{Steps: o.Step, NextTime: o.NextRetry.Format(rubyTime)}
+			if o.FirstFailure != nil {
+				f.Retry.Start = o.FirstFailure.Format(rubyTime)
+			}
 		}
 		list = append(list, plugin{
 			PluginID: o.ID, PluginCategory: "output", Type: o.Type, Config: o.Config, OutputPlugin: true,
@@ -268,7 +282,10 @@ func fluentdMetrics(e emitter, s *Snapshot) {
 			{"retry_count", "Current retry counts.", retries},
 			{"num_errors", "Current number of errors.", retries},
 			{"emit_records", "Current emit records.", float64(p.EmitRecords)},
+			{"emit_count", "Current emit counts.", float64(f.EmitCount)},
 			{"write_count", "Current write counts.", float64(f.WriteCount)},
+			{"slow_flush_count", "Current slow flush counts.", float64(f.SlowFlushCount)},
+			{"flush_time_count", "Total flush time.", float64(f.FlushTimeCount)},
 			{"rollback_count", "Current rollback counts.", float64(f.RollbackCount)},
 			{"retry_wait", "Current retry wait.", wait},
 		} {

@@ -91,7 +91,7 @@ func TestPluginOptions(t *testing.T) {
 		w := httptest.NewRecorder()
 		NewServer(s, c.o, zaptest.NewLogger(t)).Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/api/plugins.json"+c.query, nil))
 		body := w.Body.String()
-		if strings.Contains(body, "/var/log/x") != c.config || strings.Contains(body, `"retry":{"steps":3`) != c.retry {
+		if strings.Contains(body, "/var/log/x") != c.config || strings.Contains(body, `"retry":{"start":"2026-03-01 12:00:00 +0000","steps":3`) != c.retry {
 			t.Errorf("%s %+v: %s", c.query, c.o, body)
 		}
 	}
@@ -107,7 +107,8 @@ func TestLTSV(t *testing.T) {
 	if want := "plugin_id:in\tplugin_category:input\ttype:forward\toutput_plugin:false\tretry_count:\temit_records:100\temit_size:5000"; lines[0] != want {
 		t.Errorf("%q\nwant %q", lines[0], want)
 	}
-	for _, want := range []string{"plugin_id:out\t", "\tretry_count:3\t", "\tbuffer_timekeys:\t", "\tbuffer_total_queued_size:1536\t"} {
+	for _, want := range []string{"plugin_id:out\t", "\tretry_count:3\t", "\tbuffer_timekeys:\t", "\tbuffer_total_queued_size:1536\t",
+		"\temit_count:7\t", "\twrite_count:6\t", "\twrite_secondary_count:2\t", "\tslow_flush_count:1\t", "\tflush_time_count:1500\t", "\tdrop_oldest_chunk_count:4"} {
 		if !strings.Contains(lines[1], want) {
 			t.Errorf("%q lacks %q", lines[1], want)
 		}
@@ -137,6 +138,9 @@ func TestFluentdMetrics(t *testing.T) {
 		`fluentd_status_buffer_total_bytes{plugin_category="output",plugin_id="out",type="file"} 1536`,
 		`fluentd_status_retry_count{plugin_category="output",plugin_id="out",type="file"} 3`,
 		`fluentd_output_status_emit_records{plugin_id="out",type="file"} 104`,
+		`fluentd_output_status_emit_count{plugin_id="out",type="file"} 7`,
+		`fluentd_output_status_flush_time_count{plugin_id="out",type="file"} 1500`,
+		`fluentd_output_status_slow_flush_count{plugin_id="out",type="file"} 1`,
 		`fluentd_output_status_retry_wait{plugin_id="out",type="file"} 30`,
 	} {
 		if !strings.Contains(body, want+"\n") {

@@ -221,6 +221,17 @@ type Output struct {
 	Step      int        `json:"retry_step"`
 	NextRetry *time.Time `json:"next_retry,omitempty"`
 	LastError string     `json:"last_error,omitempty"`
+	// FirstFailure is when the failures in a row began.
+	FirstFailure *time.Time `json:"first_failure,omitempty"`
+	// Messages came for the match since start; FlushSeconds is what successful
+	// deliveries took, SlowFlushes counts those of 20 s and more.
+	Messages     uint64  `json:"messages"`
+	FlushSeconds float64 `json:"flush_seconds"`
+	SlowFlushes  uint64  `json:"slow_flushes"`
+	// SecondaryBatches counts deliveries to the secondary output, DroppedChunks
+	// those of the buffer that made room (drop_oldest_chunk).
+	SecondaryBatches uint64 `json:"secondary_batches"`
+	DroppedChunks    uint64 `json:"dropped_chunks"`
 }
 
 // Input is one source plugin for monitor_agent.
