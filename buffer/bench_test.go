@@ -261,3 +261,51 @@ func benchmarkBuffer(b *testing.B, size, writers int) cost {
 		wg.Wait()
 	})
 }
+
+// BenchmarkBehind reads what no longer is in memory, 8 MiB at a time, and commits
+// it: next-ms is what a batch waits for the disk and its checksums, commit-ms what
+// the cursor's commit takes. An output would deliver in between.
+func BenchmarkBehind(b *testing.B) {
+	const batch, size = 8 << 20, 1 << 20
+	buf, err := Open(context.Background(), Options{Dir: b.TempDir(), Cursors: []string{"c"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer buf.Close(context.Background())
+	e := entry(1, size)
+	e.ChunkID = nil
+	o := newOutcome()
+	fill := func() {
+		for range 512 {
+			if err := buf.Append(context.Background(), e, o); err != nil {
+				b.Fatal(err)
+			}
+			if err := <-o; err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	c := buf.cursors[0]
+	var next, commit time.Duration
+	for range b.N {
+		if c.Remaining().Bytes < 32<<20 { // the newest is in memory
+			b.StopTimer()
+			fill()
+			b.StartTimer()
+		}
+		start := time.Now()
+		got, err := c.Next(context.Background(), batch)
+		if err != nil {
+			b.Fatal(err)
+		}
+		read := time.Now()
+		if err := c.Commit(got, nil); err != nil {
+			b.Fatal(err)
+		}
+		next += read.Sub(start)
+		commit += time.Since(read)
+	}
+	b.SetBytes(batch)
+	b.ReportMetric(float64(next.Microseconds())/1e3/float64(b.N), "next-ms")
+	b.ReportMetric(float64(commit.Microseconds())/1e3/float64(b.N), "commit-ms")
+}

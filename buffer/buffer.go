@@ -84,6 +84,9 @@ type Options struct {
 	// Cursors names the readers; what all of them have passed is deleted. There
 	// must be at least one.
 	Cursors []string
+	// Beside names what the caller keeps in Dir; other files that are not the
+	// buffer's are left alone as well, but logged.
+	Beside []string
 	// Log gets what operators must know; nil for nothing.
 	Log *zap.Logger
 	// FS is the file system; nil for the operating system's.

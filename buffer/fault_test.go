@@ -10,6 +10,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // try appends entry n and returns its outcome.
@@ -495,5 +498,27 @@ func TestDropWhileReading(t *testing.T) {
 	requireBalance(t, b)
 	if s := b.Stats(); s.DroppedChunks == 0 || s.Cursors[0].Delivered == 0 {
 		t.Errorf("%+v: nothing was dropped, or nothing delivered", s)
+	}
+}
+
+// TestForeignFiles: what the caller keeps in the directory is not logged, other
+// files are, and both are left alone.
+func TestForeignFiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"rejected", "other", ".notes"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	core, logs := observer.New(zap.WarnLevel)
+	closeBuffer(t, open(t, Options{Dir: dir, Beside: []string{"rejected"}, Log: zap.New(core)}))
+	found := logs.FilterMessageSnippet("not weir's").All()
+	if len(found) != 1 || found[0].ContextMap()["file"] != "other" {
+		t.Errorf("%v, want one line about the other file", found)
+	}
+	for _, name := range []string{"rejected", "other", ".notes"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
 	}
 }

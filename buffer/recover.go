@@ -46,7 +46,7 @@ func (b *Buffer) recover(ctx context.Context) error {
 			ids = append(ids, number)
 		case isSpare(name):
 			spares = append(spares, name)
-		case isCur, name == lockName, strings.HasPrefix(name, "."): // programs' own notes
+		case isCur, name == lockName, slices.Contains(b.opt.Beside, name), strings.HasPrefix(name, "."): // programs' own notes
 		case name == probeName:
 			if err := b.fs.Remove(filepath.Join(b.opt.Dir, name)); err != nil {
 				return err

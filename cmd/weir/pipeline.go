@@ -36,7 +36,7 @@ type match struct {
 func openMatch(ctx context.Context, c *config.Match, stdout io.Writer, log *zap.Logger) (*match, error) {
 	o := buffer.Options{
 		Dir: c.Buffer.Path, ChunkLimit: c.Buffer.ChunkLimit, TotalLimit: c.Buffer.TotalLimit,
-		Log: log,
+		Beside: []string{filepath.Base(rejectedDir(c))}, Log: log,
 	}
 	switch c.Buffer.Overflow {
 	case "block":
