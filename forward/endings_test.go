@@ -117,7 +117,7 @@ func TestResetInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
-	eventually(t, "counted", func() bool { return r.Stats().RefusedMessages[ReasonCut] == 1 })
+	eventually(t, "counted and logged", func() bool { return r.Stats().RefusedMessages[ReasonCut] == 1 && logs.Len() > 0 })
 	if len(h.all()) != 0 || logs.Len() != 1 {
 		t.Errorf("%v, log %v", h.all(), logs.All())
 	}
