@@ -28,8 +28,11 @@ type memFS struct {
 	space    int64 // bytes that may still be written; negative for no limit
 	ops      int   // changing operations so far
 	// fail is asked before each changing operation; an error makes it fail. A
-	// write that fails has written half of its bytes.
-	fail func(op, name string) error
+	// write that fails has written half of its bytes, or as many as short says.
+	fail  func(op, name string) error
+	short func(n int) int
+	// gone: the directory was removed, with all that was in it.
+	gone bool
 	// after is told of each changing operation that has succeeded; mu is held.
 	after func()
 	// opens counts the files that are open, peak the most at once.
@@ -42,6 +45,8 @@ type inode struct {
 	data, stable []byte
 	dirty        []extent // written since the last Datasync
 	reads        int64
+	opens        int
+	removed      bool // its space is given back when nobody has it open any more
 }
 
 // extent is bytes from to to-1.
@@ -51,9 +56,31 @@ func newMemFS() *memFS {
 	return &memFS{names: map[string]*inode{}, stable: map[string]*inode{}, locked: map[string]bool{}, space: -1}
 }
 
+// vanish removes the directory. mu is held.
+func (m *memFS) vanish() {
+	for _, i := range m.names {
+		m.unlink(i)
+	}
+	clear(m.names)
+	m.stable = map[string]*inode{}
+	m.gone = true
+}
+
+// unlink says that an inode has no name any more. mu is held.
+func (m *memFS) unlink(i *inode) {
+	i.removed = true
+	if i.opens == 0 {
+		m.give(int64(len(i.data)))
+	}
+}
+
 // change begins a changing operation. mu is held.
 func (m *memFS) change(op, name string) error {
 	m.ops++
+	if m.gone && op != "write" && op != "allocate" && op != "truncate" {
+		// Open files without a name are written to as ever.
+		return &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
+	}
 	if m.fail != nil {
 		if err := m.fail(op, filepath.Base(name)); err != nil {
 			return &fs.PathError{Op: op, Path: name, Err: err}
@@ -122,6 +149,7 @@ func (m *memFS) Open(name string, how Access) (File, error) {
 func (m *memFS) open(name string, how Access) File {
 	m.opens++
 	m.peak = max(m.peak, m.opens)
+	m.names[name].opens++
 	return &memFile{fs: m, name: name, inode: m.names[name], direct: how == Direct}
 }
 
@@ -130,6 +158,9 @@ func (m *memFS) Rename(from, to string) error {
 	defer m.mu.Unlock()
 	if err := m.change("rename", from); err != nil {
 		return err
+	}
+	if old := m.names[to]; old != nil {
+		m.unlink(old)
 	}
 	m.names[to] = m.names[from]
 	delete(m.names, from)
@@ -146,7 +177,7 @@ func (m *memFS) Remove(name string) error {
 	if err := m.change("remove", name); err != nil {
 		return err
 	}
-	m.give(int64(len(m.names[name].data)))
+	m.unlink(m.names[name])
 	delete(m.names, name)
 	m.changed()
 	return nil
@@ -333,8 +364,11 @@ func (f *memFile) write(p []byte, off int64) (int, error) {
 		return 0, fs.ErrClosed
 	}
 	if err := f.fs.change("write", f.name); err != nil {
-		f.put(p[:len(p)/2], off)
-		return len(p) / 2, err
+		n := len(p) / 2
+		if f.fs.short != nil {
+			n = min(f.fs.short(len(p)), len(p))
+		}
+		return f.put(p[:n], off), err
 	}
 	n := f.put(p, off)
 	if n < len(p) {
@@ -390,6 +424,9 @@ func (f *memFile) Datasync() error {
 		return err
 	}
 	i := f.inode
+	if i.removed { // as osFS looks at the number of links
+		return &fs.PathError{Op: "datasync", Path: f.name, Err: fs.ErrNotExist}
+	}
 	if len(i.stable) != len(i.data) {
 		stable := make([]byte, len(i.data))
 		copy(stable, i.stable)
@@ -438,5 +475,8 @@ func (f *memFile) Close() error {
 	}
 	f.closed = true
 	f.fs.opens--
+	if f.inode.opens--; f.inode.removed && f.inode.opens == 0 {
+		f.fs.give(int64(len(f.inode.data)))
+	}
 	return nil
 }
