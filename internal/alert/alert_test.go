@@ -64,7 +64,7 @@ func TestRules(t *testing.T) {
 			r.Kernel.TCPReqQFullDoCookies, r.Kernel.SyncookiesSent = 9, 9
 		}},
 		{title: "cookies for everyone", before: func(r *Reading) { r.Syncookies = 2 }, want: SynCookies, mend: "tcp_syncookies=1",
-			change: func(r *Reading) { r.Kernel.SyncookiesSent = 9 }},
+			change: func(r *Reading) { r.Kernel.TCPReqQFullDoCookies, r.Kernel.SyncookiesSent = 9, 9 }},
 		{title: "SYN dropped", want: SynDropped, what: "3 SYNs", mend: "tcp_syncookies=1", before: func(r *Reading) { r.Syncookies = 0 },
 			change: func(r *Reading) { r.Kernel.TCPReqQFullDrop, r.Kernel.ListenDrops = 3, 3 }},
 		{title: "SYN over three quarters", want: SynDropped, what: "(4096)", before: func(r *Reading) { r.Syncookies = 0 },

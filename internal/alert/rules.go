@@ -188,12 +188,12 @@ func kernel(was, now *Reading) (all []condition) {
 	sent := grown(o.SyncookiesSent, k.SyncookiesSent)
 	fullest := fullestSyn(now)
 	switch {
+	case sent > 0 && now.Syncookies == 2: // the kernel counts these as of a full queue too
+		all = append(all, condition{name: SynCookies, subject: netNamespace, count: sent, mend: "sysctl -w net.ipv4.tcp_syncookies=1",
+			what: fmt.Sprintf("%d in %v: net.ipv4.tcp_syncookies is 2, every SYN gets a cookie", sent, span(was, now))})
 	case full > 0:
 		all = append(all, condition{name: SynCookies, subject: netNamespace, count: full, mend: largerBacklogOf(now),
 			what: fmt.Sprintf("%d in %v: more half-open connections than a backlog holds%s; tcp_max_syn_backlog has no part in this", full, span(was, now), fullest)})
-	case sent > 0 && now.Syncookies == 2:
-		all = append(all, condition{name: SynCookies, subject: netNamespace, count: sent, mend: "sysctl -w net.ipv4.tcp_syncookies=1",
-			what: fmt.Sprintf("%d in %v: net.ipv4.tcp_syncookies is 2, every SYN gets a cookie", sent, span(was, now))})
 	}
 	if n := SynDrops(o, k, now.Syncookies); n > 0 {
 		mend := "sysctl -w net.ipv4.tcp_syncookies=1"

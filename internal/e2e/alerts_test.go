@@ -144,6 +144,7 @@ func TestSynQueueLimits(t *testing.T) {
 		{"cookies on, a small tcp_max_syn_backlog means nothing", 1, 16, 65, 64, "syn_cookies", "syn_dropped", "backlog"},
 		{"cookies off, three quarters", 0, 32, 25, 24, "syn_dropped", "syn_cookies", "tcp_syncookies=1"},
 		{"cookies off, the backlog", 0, 4096, 65, 64, "syn_dropped", "syn_cookies", "tcp_syncookies=1"},
+		{"cookies always, no queue", 2, 4096, 0, 64, "syn_cookies", "syn_dropped", "tcp_syncookies=1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ns := newNetns(t, 64)
@@ -185,7 +186,7 @@ func TestSynQueueLimits(t *testing.T) {
 				}
 				cause := map[string]string{"syn_cookies": "cookies_sent", "syn_dropped": "dropped"}[c.alert]
 				if n := q.DroppedBy[cause]; n < 200-uint64(c.depth) || q.Dropped != n {
-					t.Errorf("dropped %d by %v, want %d %s", q.Dropped, q.DroppedBy, 200-c.depth, cause)
+					return fmt.Errorf("dropped %d by %v, want %d %s", q.Dropped, q.DroppedBy, 200-c.depth, cause)
 				}
 				return nil
 			})
