@@ -171,6 +171,8 @@ func requireAcked(t *testing.T, events []event, n int) {
 func TestDiskStalls(t *testing.T) {
 	const limit = 2 << 20
 	w := start(t, options{source: "memory_limit 2m"})
+	before := w.rss()
+	most := before
 	stop := w.traced("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=2000000")
 	load := &ackedLoad{acked: map[int]bool{}}
 	done := make(chan struct{})
@@ -210,13 +212,22 @@ func TestDiskStalls(t *testing.T) {
 				t.Errorf("%d bytes of %d held", q.Depth, limit)
 			}
 		}
+		most = max(most, w.rss())
 		time.Sleep(200 * time.Millisecond)
+	}
+	// Beside memory_limit: a commit's 4 MiB and the one under way, what the
+	// heartbeats' connections and readings of the status take, and as much again
+	// that the garbage collector has not taken back.
+	const allowance = 32 << 20
+	t.Logf("RSS %d KiB before, at most %d KiB while the disk stalls", before>>10, most>>10)
+	if most > before+limit+allowance {
+		t.Errorf("RSS has grown from %d to %d bytes, memory_limit is %d", before, most, limit)
 	}
 	push.conn.Close()
 	stop()
-	before := load.count()
+	acks := load.count()
 	waitFor(t, 20*time.Second, func() error {
-		if load.count() == before {
+		if load.count() == acks {
 			return errors.New("no ack after the disk went on")
 		}
 		return nil
