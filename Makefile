@@ -56,7 +56,7 @@ fuzz: ## each fuzz target for FUZZTIME
 fuzz-short: ## each fuzz target for a few seconds
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=3s
 
-# About five minutes on two cores. The peer is a module of its own.
+# About four minutes on two cores. The peer is a module of its own.
 bench: build ## microbenchmarks, then the end-to-end table of docs/performance.md
 	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|AppendValue|Patch|^BenchmarkFile$$' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/output ./internal/load
 	cd internal/bench/otel && $(GO) build -o ../../../bin/otel .
