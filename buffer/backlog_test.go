@@ -101,7 +101,9 @@ func TestLargeBacklog(t *testing.T) {
 		want := backlog(t, dir, chunks)
 		fs := &countingFS{FS: osFS{}}
 		var before, after runtime.MemStats
-		runtime.GC()
+		for range 3 { // what earlier tests have left in pools goes with the second
+			runtime.GC()
+		}
 		runtime.ReadMemStats(&before)
 		start := time.Now()
 		b, err := Open(t.Context(), Options{Dir: dir, FS: fs, TotalLimit: 1 << 40, Cursors: []string{"x", "y"}})
@@ -123,7 +125,7 @@ func TestLargeBacklog(t *testing.T) {
 		return peak, read, heap
 	}
 	const small, large = 16, 1600
-	peak, read, heap := cost(small)
+	peak, read, _ := cost(small)
 	peakL, readL, heapL := cost(large)
 	if peakL > peak {
 		t.Errorf("%d descriptors, want %d as with the small one", peakL, peak)
@@ -131,7 +133,7 @@ func TestLargeBacklog(t *testing.T) {
 	if per := (readL - read) / (large - small); per > 2*frameHead {
 		t.Errorf("%d bytes read of each chunk, want 2 frames at most", per)
 	}
-	if per := (heapL - heap) / (large - small); per > 1024 {
+	if per := heapL / large; per > 1024 {
 		t.Errorf("%d bytes of memory for each chunk", per)
 	}
 }
