@@ -207,8 +207,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 		})
 		switch {
 		case err != nil:
-			if errors.Is(err, os.ErrDeadlineExceeded) && l.isPaused() {
-				continue
+			if errors.Is(err, os.ErrDeadlineExceeded) && !l.expired() {
+				continue // Pause, which may be over by now
 			}
 			if l.isClosed() {
 				err = net.ErrClosed // the file's own error does not say so
@@ -267,16 +267,17 @@ func (l *Listener) Resume() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.resume != nil {
+		_ = l.file.SetReadDeadline(l.user) // before Accept goes on
 		close(l.resume)
 		l.resume = nil
-		_ = l.file.SetReadDeadline(l.user)
 	}
 }
 
-func (l *Listener) isPaused() bool {
+// expired reports whether the deadline of SetDeadline has come.
+func (l *Listener) expired() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.resume != nil
+	return l.resume == nil && !l.user.IsZero() && !time.Now().Before(l.user)
 }
 
 func (l *Listener) isClosed() bool {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -436,6 +437,37 @@ func TestExactPeak(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestPauseAgainAndAgain: Accept outlives every Pause, however short, and returns
+// once the deadline of SetDeadline has come.
+func TestPauseAgainAndAgain(t *testing.T) {
+	l, err := netopt.Listen(t.Context(), "tcp", "127.0.0.1:0", netopt.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		ended <- err
+	}()
+	for range 20_000 {
+		l.Pause()
+		runtime.Gosched()
+		l.Resume()
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("Accept has ended: %v", err)
+	default:
+	}
+	if err := l.SetDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v, want a deadline exceeded", err)
 	}
 }
 
