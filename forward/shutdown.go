@@ -1,0 +1,116 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Shutdown stops accepting (connections that the kernel has already queued are
+// taken), reads what senders have sent, waits until it is durable, sends the
+// acks and closes all connections. When ctx ends first it closes at once and
+// returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.drainListeners()
+	s.mu.Lock()
+	s.draining.Store(true)
+	s.stop()
+	for ses := range s.sessions {
+		ses.kick()
+	}
+	for l := range s.listeners {
+		l.Close()
+	}
+	s.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		s.wait.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = fmt.Errorf("forward: connections not finished in time: %w", ctx.Err())
+	}
+	return errors.Join(err, s.Close())
+}
+
+// stop wakes who waits for time to pass. s.mu is held.
+func (s *Server) stop() {
+	select {
+	case <-s.stopping:
+	default:
+		close(s.stopping)
+	}
+}
+
+// acceptGrace is how long a listener must have nothing queued before it is
+// closed.
+const acceptGrace = 20 * time.Millisecond
+
+// drainListeners lets Serve take what the kernel has queued: closing a
+// listening socket would reset those connections, and with them what senders
+// have already written.
+func (s *Server) drainListeners() {
+	s.mu.Lock()
+	var waiting []interface{ SetDeadline(time.Time) error }
+	for l := range s.listeners {
+		if d, ok := l.(interface{ SetDeadline(time.Time) error }); ok {
+			waiting = append(waiting, d)
+		}
+	}
+	s.draining.Store(len(waiting) > 0)
+	s.mu.Unlock()
+	deadline := time.Now().Add(acceptGrace)
+	for _, l := range waiting {
+		// Serve returns at the deadline, with the queue empty or nearly so.
+		if err := l.SetDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
+			s.log.Debug("listener not drained", zap.Error(err))
+		}
+	}
+	if len(waiting) > 0 {
+		t := time.NewTimer(acceptGrace)
+		defer t.Stop()
+		<-t.C
+	}
+}
+
+// Close ends everything at once; messages that are not durable are not acked.
+// It waits for every goroutine of the server, and so for Done of what the
+// handler holds.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	first := !s.closed
+	s.closed = true
+	s.draining.Store(true)
+	s.stop()
+	var errs []error
+	for l := range s.listeners {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for pc := range s.packets {
+		if err := pc.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for ses := range s.sessions {
+		ses.conn.Close()
+	}
+	s.mu.Unlock()
+	s.cancel()
+	s.wait.Wait()
+	s.watcher.Wait()
+	if first {
+		s.acks.close()
+	}
+	<-s.acksDone
+	return errors.Join(errs...)
+}
