@@ -126,7 +126,7 @@ func TestResetInTheMiddle(t *testing.T) {
 // TestMinRate: a sender that drips is refused, one that is merely slow is not.
 func TestMinRate(t *testing.T) {
 	h := &received{}
-	r := serve(t, Config{Handler: h, StallTimeout: 200 * time.Millisecond, MinRate: 1000})
+	r := serve(t, Config{Handler: h, StallTimeout: 2 * time.Second, MinRate: 1000})
 	message := pack([]any{"t", stream(200), dict{"chunk": "id"}})
 	drip := func(n int) error {
 		conn := r.dial()
