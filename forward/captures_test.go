@@ -312,10 +312,10 @@ func (r *recording) replay(t *testing.T, network string, sizes func() int) {
 	var got []byte
 	select {
 	case got = <-answers:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the server does not end the connection")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := srv.Shutdown(ctx); err != nil {
 		t.Error(err)

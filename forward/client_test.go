@@ -31,7 +31,7 @@ func (c *tallying) Handle(_ context.Context, m *Message) {
 func TestSenderWritesEachMode(t *testing.T) {
 	h := &tallying{events: map[Mode]int{}}
 	r := serve(t, Config{Handler: h})
-	s, err := Dial(t.Context(), SenderConfig{Address: r.addr, Timeout: 10 * time.Second})
+	s, err := Dial(t.Context(), SenderConfig{Address: r.addr, Timeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestSenderWritesEachMode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.Conn().SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := s.Conn().SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range ids {

@@ -32,6 +32,7 @@ func TestZstdAtOnce(t *testing.T) {
 		}
 		done <- n
 	}()
+	eventually(t, "one more waits", func() bool { return f.waits.Load() == 1 })
 	select {
 	case <-done:
 		t.Error("one more is decompressed at the same time")

@@ -158,6 +158,25 @@ func TestMinRate(t *testing.T) {
 	}
 }
 
+// TestLateRead: whether a sender drips or stalls is told by when its last bytes
+// came, however late the session looks.
+func TestLateRead(t *testing.T) {
+	s := &session{srv: &Server{config: Config{StallTimeout: time.Minute, MinRate: 1000}}, w: 1}
+	for _, c := range []struct {
+		silent time.Duration
+		want   string
+	}{{61 * time.Second, ReasonStalled}, {59 * time.Second, ReasonSlow}} {
+		s.begun, s.readAt = time.Now().Add(-2*time.Minute), time.Now().Add(-c.silent)
+		_, err := s.timeLeft()
+		for _, err := range []error{err, s.timedOut()} {
+			var r *Refusal
+			if !errors.As(err, &r) || r.Reason != c.want {
+				t.Errorf("nothing came for %v: %v, want %s", c.silent, err, c.want)
+			}
+		}
+	}
+}
+
 // TestPenalties: each failed handshake makes the next one of that address wait
 // longer, up to a limit; a good one forgets them.
 func TestPenalties(t *testing.T) {

@@ -85,16 +85,20 @@ func (r *running) dial() *net.TCPConn {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		r.t.Fatal(err)
 	}
 	return conn.(*net.TCPConn)
 }
 
+// patience is how long tests wait for what must come, on a machine that others
+// keep busy as well.
+const patience = time.Minute
+
 // eventually polls until check is true.
 func eventually(t *testing.T, what string, check func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !check() {
 		if time.Now().After(deadline) {
 			t.Fatal("still not so: " + what)
@@ -368,7 +372,7 @@ func TestAckOrder(t *testing.T) {
 		t.Fatalf("%d bytes of acks before the first message is durable, %v", n, err)
 	}
 	h.held[0].Done(nil)
-	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(patience))
 	want := "\x81\xa3ack\xa10\x81\xa3ack\xa11\x81\xa3ack\xa12"
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
@@ -420,7 +424,7 @@ func TestHeartbeats(t *testing.T) {
 		if _, err := udp.Write(beat); err != nil {
 			t.Fatal(err)
 		}
-		udp.SetReadDeadline(time.Now().Add(10 * time.Second))
+		udp.SetReadDeadline(time.Now().Add(patience))
 		b := make([]byte, 16)
 		if n, err := udp.Read(b); err != nil || n != 1 || b[0] != 0 {
 			t.Errorf("answer %q, %v; want one zero byte", b[:n], err)
@@ -442,7 +446,7 @@ func TestHeartbeats(t *testing.T) {
 func TestMemoryBudget(t *testing.T) {
 	const budget, senders = 4 << 20, 16
 	h := &received{}
-	r := serve(t, Config{Handler: h, Log: zap.NewNop(), Memory: budget, MemoryWait: 50 * time.Millisecond, StallTimeout: 300 * time.Millisecond})
+	r := serve(t, Config{Handler: h, Log: zap.NewNop(), Memory: budget, MemoryWait: 50 * time.Millisecond, StallTimeout: 300 * time.Millisecond, MinRate: -1})
 	half := append([]byte("\x92\xa1t\xc6\x00\x40\x00\x00"), make([]byte, 1<<20)...) // 1 MB of 4
 	var wg sync.WaitGroup
 	for range senders {
@@ -453,7 +457,7 @@ func TestMemoryBudget(t *testing.T) {
 				return
 			}
 			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(10 * time.Second))
+			conn.SetDeadline(time.Now().Add(patience))
 			conn.Write(half)
 			io.Copy(io.Discard, conn) // until weir closes it
 		})
@@ -519,10 +523,13 @@ func TestTimeouts(t *testing.T) {
 			c.config.Handler = &received{}
 			r := serve(t, c.config)
 			conn := r.dial()
-			if _, err := io.WriteString(conn, c.send); err != nil {
+			closed := func(err error) bool { // also before all was written
+				return err == nil || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+			}
+			if _, err := io.WriteString(conn, c.send); !closed(err) {
 				t.Fatal(err)
 			}
-			if _, err := io.Copy(io.Discard, conn); err != nil {
+			if _, err := io.Copy(io.Discard, conn); !closed(err) {
 				t.Errorf("the connection is not closed in time: %v", err)
 			}
 			st := r.Stats()
@@ -536,9 +543,10 @@ func TestTimeouts(t *testing.T) {
 // TestStallTimeoutEndsWithTheMessage: a message that came in two parts leaves no
 // deadline behind; the idle connection lives on.
 func TestStallTimeoutEndsWithTheMessage(t *testing.T) {
-	const stall = 50 * time.Millisecond
+	const stall = 2 * time.Second // longer than the test is ever kept from its next write
 	r := serve(t, Config{Handler: &received{}, StallTimeout: stall})
 	conn := r.dial()
+	eventually(t, "the connection is accepted", func() bool { return r.Stats().Open == 1 })
 	msg := pack([]any{"t", stream(1), dict{"chunk": "id"}})
 	for range 2 {
 		for _, part := range [][]byte{msg[:5], msg[5:]} {
@@ -553,11 +561,10 @@ func TestStallTimeoutEndsWithTheMessage(t *testing.T) {
 		if _, err := io.ReadFull(conn, make([]byte, len(ackOfID))); err != nil {
 			t.Fatal(err)
 		}
-		conn.SetReadDeadline(time.Now().Add(3 * stall))
-		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("the idle connection: %v", err)
-		}
-		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	}
+	conn.SetReadDeadline(time.Now().Add(stall + stall/4))
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the idle connection: %v", err)
 	}
 }
 
@@ -643,7 +650,7 @@ func TestInFlightIsBounded(t *testing.T) {
 	if _, err := conn.Write(bytes.Repeat(pack([]any{"t", stream(1)}), maxInFlight+more)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the limit is reached", func() bool { return h.count() == maxInFlight })
+	eventually(t, "the next message waits", func() bool { return r.Stats().Waits["in_flight"] > 0 })
 	time.Sleep(50 * time.Millisecond)
 	if n, waits := h.count(), r.Stats().Waits["in_flight"]; n != maxInFlight || waits != 1 {
 		t.Errorf("%d messages in flight, %d waits", n, waits)
@@ -665,18 +672,24 @@ func TestAcksUnread(t *testing.T) {
 	conn := r.dial()
 	id := strings.Repeat("i", maxChunk)
 	msg := pack([]any{"t", stream(1), dict{"chunk": id}})
-	conn.SetWriteDeadline(time.Now().Add(time.Second))
-	for {
-		if _, err := conn.Write(msg); err != nil {
-			break // the kernel's buffers are full in both directions
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for {
+			if _, err := conn.Write(msg); err != nil {
+				return
+			}
 		}
-	}
+	}()
+	eventually(t, "the kernel's buffers are full of acks", func() bool { return r.Stats().Waits["unread_acks"] > 0 })
 	if got := r.talk(pack([]any{"t", stream(1), dict{"chunk": "id"}})); string(got) != ackOfID {
 		t.Errorf("another sender gets %q", got)
 	}
-	if st := r.Stats(); st.Waits["unread_acks"] == 0 || st.AcksUnread != 0 {
-		t.Errorf("waits %v, %d connections", st.Waits, st.AcksUnread)
+	if st := r.Stats(); st.AcksUnread != 0 {
+		t.Errorf("%d connections are given up", st.AcksUnread)
 	}
+	conn.Close()
+	<-written
 }
 
 // TestAcksUnreadForLong: in the end that sender's connection is given up.

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/pires/go-proxyproto"
 	"go.uber.org/zap"
@@ -75,7 +74,7 @@ func TestProxyProtocol(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			core, logs := observer.New(zap.WarnLevel)
 			h := &senders{}
-			r := serve(t, Config{Handler: h, ProxyNetworks: loopback, Log: zap.New(core), HandshakeTimeout: 2 * time.Second})
+			r := serve(t, Config{Handler: h, ProxyNetworks: loopback, Log: zap.New(core), HandshakeTimeout: patience})
 			in := append([]byte(c.head), message...)
 			if c.name == "v2, cut" {
 				in = []byte(c.head)

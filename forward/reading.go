@@ -131,7 +131,6 @@ func (s *session) sweep() error {
 // timeLeft is how long the next bytes of a message that has begun may take.
 func (s *session) timeLeft() (time.Duration, error) {
 	stall, rate := s.srv.config.StallTimeout, s.srv.config.MinRate
-	s.dripping = false
 	if rate <= 0 || stall <= 0 || s.begun.IsZero() {
 		return stall, nil
 	}
@@ -141,21 +140,22 @@ func (s *session) timeLeft() (time.Duration, error) {
 	if left <= 0 {
 		return 0, s.tooSlow()
 	}
-	// A goroutine that came late to its read does not make a stall a drip.
-	s.dripping = left < stall-stall/10
 	return min(stall, left), nil
 }
 
+// tooSlow is the refusal of a message for which there is no time left. What the
+// sender did decides whether it drips or stalls, not which of the two limits was
+// the nearer one: that depends on when this goroutine came to its read.
 func (s *session) tooSlow() error {
+	if time.Since(s.readAt) >= s.srv.config.StallTimeout {
+		return refuse(ReasonStalled, fmt.Errorf("nothing came for %v in the middle of a message", s.srv.config.StallTimeout))
+	}
 	return refuse(ReasonSlow, fmt.Errorf("%d bytes of a message came in %v, less than min_rate %d a second", s.w-s.r, time.Since(s.begun).Round(time.Second), s.srv.config.MinRate))
 }
 
 func (s *session) timedOut() error {
 	if s.w > s.r {
-		if s.dripping {
-			return s.tooSlow()
-		}
-		return refuse(ReasonStalled, fmt.Errorf("nothing came for %v in the middle of a message", s.srv.config.StallTimeout))
+		return s.tooSlow()
 	}
 	if !s.retireAt.IsZero() && !time.Now().Before(s.retireAt) {
 		return errAged

@@ -139,11 +139,12 @@ func TestSenders(t *testing.T) {
 		t.Fatal(err)
 	}
 	var st SenderStats
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for time.Now().Before(deadline) {
 		all := srv.Senders(5, func(s *SenderStats) float64 { return float64(s.Messages) })
 		if len(all) == 1 {
-			if st = all[0]; st.ConnectBeats == 1 && st.NilBeats == 1 && st.UDPBeats == 1 && st.Invalid == 1 && st.Open == 1 {
+			// Rates are of whole seconds: the first heartbeat may be in the second after that of the first connection.
+			if st = all[0]; st.ConnectBeats == 1 && st.NilBeats == 1 && st.UDPBeats == 1 && st.Invalid == 1 && st.Open == 1 && st.ConnectionsPerSecond > 0 && st.HeartbeatsPerSecond > 0 {
 				break
 			}
 		}

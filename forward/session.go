@@ -60,7 +60,6 @@ type session struct {
 	isJSON    bool
 	heard     bool       // a byte has come
 	started   bool       // a byte of a message has come
-	dripping  bool       // MinRate bounds the present read, not StallTimeout
 	begun     time.Time  // when the message that is not whole yet began; else zero
 	timed     bool       // a read deadline is set
 	retireAt  time.Time  // by Config.MaxConnectionAge; zero for never

@@ -37,7 +37,7 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	msg := pack([]any{"t", stream(1000), dict{"chunk": "id"}})
 	for i := range 3 {
 		for p := msg; len(p) > 0; {
@@ -69,7 +69,7 @@ func TestTLS(t *testing.T) {
 // TestTLSBadClients: a plain sender, a health check, one that begins a handshake
 // and waits; none holds up the next.
 func TestTLSBadClients(t *testing.T) {
-	r := serve(t, Config{Handler: &received{}, TLS: serverTLS(t), HandshakeTimeout: 50 * time.Millisecond})
+	r := serve(t, Config{Handler: &received{}, TLS: serverTLS(t), HandshakeTimeout: 2 * time.Second})
 	r.talk(nil)
 	eventually(t, "a health check is a heartbeat", func() bool { return r.Stats().Heartbeats["connect"] == 1 })
 	r.talk(pack([]any{"t", stream(2), dict{"chunk": "id"}}))
@@ -82,7 +82,7 @@ func TestTLSBadClients(t *testing.T) {
 		t.Errorf("half a handshake is not ended: %v", err)
 	}
 	eventually(t, "it is counted", func() bool { return r.Stats().HandshakeFailed == 2 })
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", r.addr, &tls.Config{InsecureSkipVerify: true})
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", r.addr, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestTLSShutdown(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
-	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(patience))
 	if got, err := io.ReadAll(conn); string(got) != ackOfID {
 		t.Errorf("%q, %v", got, err)
 	}

@@ -248,6 +248,7 @@ func TestAcceptOutOfDescriptors(t *testing.T) {
 	}
 	defer restore()
 	accepted := make(chan error, 1)
+	begun := time.Now()
 	go func() {
 		c, err := l.Accept()
 		if err == nil {
@@ -255,12 +256,11 @@ func TestAcceptOutOfDescriptors(t *testing.T) {
 		}
 		accepted <- err
 	}()
-	deadline := time.Now().Add(10 * time.Second)
-	for starved(t, l) == 0 && time.Now().Before(deadline) {
+	for starved(t, l) == 0 && time.Since(begun) < patience {
 		time.Sleep(time.Millisecond)
 	}
-	if n := starved(t, l); n == 0 || n > 20 {
-		t.Errorf("accept failed %d times, want it to try again with pauses", n)
+	if n := starved(t, l); n == 0 || n > 1+uint64(time.Since(begun)/(40*time.Millisecond)) {
+		t.Errorf("accept failed %d times in %v, want it to try again with pauses", n, time.Since(begun))
 	}
 	restore()
 	if err := <-accepted; err != nil {
@@ -352,6 +352,21 @@ func burst(n, port int) (fds []int, err error) {
 	return fds, nil
 }
 
+// connected waits until each of the connections is established.
+func connected(t *testing.T, fds []int) {
+	t.Helper()
+	for _, fd := range fds {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		n, err := unix.Poll(p, int(patience.Milliseconds()))
+		for err == unix.EINTR {
+			n, err = unix.Poll(p, int(patience.Milliseconds()))
+		}
+		if err != nil || n != 1 || p[0].Revents != unix.POLLOUT {
+			t.Fatalf("a connection is not established: %d, %v, events %#x", n, err, p[0].Revents)
+		}
+	}
+}
+
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
@@ -373,7 +388,7 @@ func TestFullQueue(t *testing.T) {
 	defer func() { closeAll(fds) }()
 	do(func() (err error) { fds, err = burst(500, 2400); return err })
 	var k netopt.Counters
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for k.ListenOverflows < 500-129 && time.Now().Before(deadline) {
 		do(func() (err error) { k, err = netopt.KernelCounters(); return err })
 	}
@@ -418,6 +433,18 @@ func TestExactPeak(t *testing.T) {
 		l.Pause()
 		var fds []int
 		do(func() (err error) { fds, err = burst(k, 2400); return err })
+		connected(t, fds)
+		// A sender is connected a moment before the listener has the connection.
+		eventually(t, func() (err error) {
+			do(func() error {
+				var p netopt.PortStates
+				if p, err = netopt.Port(2400); err == nil && p.Established < k {
+					err = fmt.Errorf("%+v, want %d established", p, k)
+				}
+				return nil
+			})
+			return err
+		})
 		l.Resume()
 		for range k {
 			c, err := l.Accept()
@@ -498,6 +525,7 @@ func TestRelistenUnderStorm(t *testing.T) {
 		var fds []int
 		do(func() (err error) { fds, err = burst(each, 2400); return err })
 		do(func() error { _, err := l.Relisten(1024 + r); return err })
+		connected(t, fds) // or closing one would take it back
 		closeAll(fds)
 	}
 	select {
@@ -505,7 +533,7 @@ func TestRelistenUnderStorm(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		q, err := l.Queue()
 		t.Errorf("connections are missing: %+v, %v", q, err)
 	}
