@@ -263,9 +263,33 @@ func benchmarkBuffer(b *testing.B, size, writers int) cost {
 }
 
 // BenchmarkBehind reads what no longer is in memory, 8 MiB at a time, and commits
-// it: next-ms is what a batch waits for the disk and its checksums, commit-ms what
-// the cursor's commit takes. An output would deliver in between.
+// it. read is that alone: next-ms is what a batch waits for the disk and its
+// checksums. waits delivers each batch to one who answers after 10 ms, computes to
+// one who works on it for as long: x-serial is the time of a batch over that of
+// reading it and of delivering it one after the other, in this run.
 func BenchmarkBehind(b *testing.B) {
+	const delivery = 10 * time.Millisecond
+	var read float64
+	b.Run("read", func(b *testing.B) { read = benchmarkBehind(b, nil) })
+	for _, consumer := range []struct {
+		name    string
+		deliver func()
+	}{
+		{"waits", func() { time.Sleep(delivery) }},
+		{"computes", func() {
+			for begin := time.Now(); time.Since(begin) < delivery; {
+			}
+		}},
+	} {
+		b.Run(consumer.name, func(b *testing.B) {
+			per := benchmarkBehind(b, consumer.deliver)
+			b.ReportMetric(per/(read+delivery.Seconds()), "x-serial")
+		})
+	}
+}
+
+// benchmarkBehind returns the seconds of a batch.
+func benchmarkBehind(b *testing.B, deliver func()) float64 {
 	const batch, size = 8 << 20, 1 << 20
 	buf, err := Open(context.Background(), Options{Dir: b.TempDir(), Cursors: []string{"c"}})
 	if err != nil {
@@ -286,11 +310,12 @@ func BenchmarkBehind(b *testing.B) {
 		}
 	}
 	c := buf.cursors[0]
-	var next, commit time.Duration
+	var next, commit, all time.Duration
 	for range b.N {
 		if c.Remaining().Bytes < 32<<20 { // the newest is in memory
 			b.StopTimer()
 			fill()
+			_ = c.fetched(context.Background())
 			b.StartTimer()
 		}
 		start := time.Now()
@@ -298,14 +323,20 @@ func BenchmarkBehind(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		read := time.Now()
+		next += time.Since(start)
+		if deliver != nil {
+			deliver()
+		}
+		done := time.Now()
 		if err := c.Commit(got, nil); err != nil {
 			b.Fatal(err)
 		}
-		next += read.Sub(start)
-		commit += time.Since(read)
+		commit += time.Since(done)
+		all += time.Since(start)
 	}
 	b.SetBytes(batch)
 	b.ReportMetric(float64(next.Microseconds())/1e3/float64(b.N), "next-ms")
 	b.ReportMetric(float64(commit.Microseconds())/1e3/float64(b.N), "commit-ms")
+	b.ReportMetric(float64(buf.Stats().ReadAheads)/float64(b.N), "ahead")
+	return all.Seconds() / float64(b.N)
 }

@@ -180,6 +180,7 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 		completions: make(chan *group, completionQueue),
 	}
 	b.ids = idTable{window: opt.DedupeWindow, age: opt.DedupeAge}
+	b.recents.limit = recentLimit
 	b.pendingIDs = map[id]*group{}
 	b.idLog.b = b
 	b.work.L, b.room.L = &b.mu, &b.mu

@@ -3,7 +3,6 @@ package buffer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,23 +16,24 @@ type Cursor struct {
 	log   *cursorLog
 	ready chan struct{} // something became durable, or a chunk was sealed
 
-	// The reader's own.
-	file    File
-	fileSeq uint64
-	arena   []byte
-	pieces  [][]byte // of the entries' payloads
-	last    Batch    // its memory is used again
-	batch   *Batch   // out, not yet committed
-	state   []byte
+	// The reader's own, but for what fetch has while it is under way.
+	source source
+	spaces [2]space
+	space  int    // which of spaces has the batch that is out; fetch has the other
+	fetch  *fetch // reads ahead, or has; nil if nothing does
+	batch  *Batch // out, not yet committed
+	state  []byte
 
 	// Guarded by Buffer.mu.
 	pos       position
 	out       *position // where the batch that is out ends
 	oldest    time.Time // no undelivered entry is older; zero if there is none
 	threshold int64     // wake the reader only when so many bytes wait
-	recovered uint64
-	delivered uint64
-	dropped   map[string]uint64
+	// aheadBytes is the memory that reading ahead takes.
+	aheadBytes int64
+	recovered  uint64
+	delivered  uint64
+	dropped    map[string]uint64
 }
 
 // position is a place between two frames of a chunk, and how much of the chunk
@@ -56,6 +56,8 @@ type Batch struct {
 	damaged uint64
 	end     position
 	written time.Time // of the last commit in it
+	disk    bool      // was not in memory any more
+	ahead   bool      // was read while the one before it was delivered
 }
 
 // Name returns the cursor's name.
@@ -90,10 +92,14 @@ func (c *Cursor) countDropped(cause string, events uint64) {
 // Next waits for durable entries behind the cursor's position and returns as
 // many whole commits of them as maxBytes holds, at least one. The batch must be
 // committed or dropped before the next call. The error is ctx's, or that of
-// reading the disk.
+// reading the disk. While the batch is delivered, a cursor that is behind reads the
+// next one, for a Next with the same maxBytes.
 func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 	if c.batch != nil {
 		return nil, errors.New("buffer: Next before the last batch is committed")
+	}
+	if err := c.fetched(ctx); err != nil {
+		return nil, err
 	}
 	for {
 		s, ok := c.readable()
@@ -108,7 +114,7 @@ func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		batch, err := c.read(s, maxBytes)
+		batch, err := c.take(s, maxBytes)
 		c.b.mu.Lock()
 		if c.b.find(s.from.seq) == nil {
 			// Dropped under the reader's hands, and all of it is counted as that.
@@ -129,6 +135,7 @@ func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 		c.out = &batch.end
 		c.b.mu.Unlock()
 		c.batch = batch
+		c.readAhead(batch, maxBytes)
 		return batch, nil
 	}
 }
@@ -152,7 +159,7 @@ func (c *Cursor) readable() (s span, ok bool) {
 		b.mu.Unlock()
 		if moved {
 			// An open file keeps its space when it is removed.
-			if err := c.closeFile(); err != nil {
+			if err := c.source.passed(c.pos.seq); err != nil {
 				b.log.Warn("passed chunk not closed", zap.String("cursor", c.name), zap.Error(err))
 			}
 			b.removePassed()
@@ -179,134 +186,6 @@ func (c *Cursor) readable() (s span, ok bool) {
 		c.pos = position{seq: next.seq, off: BlockSize}
 		moved = true
 	}
-}
-
-// read reads whole frames from the beginning of the span, as many as maxBytes
-// holds.
-func (c *Cursor) read(s span, maxBytes int) (*Batch, error) {
-	from := s.from
-	if p, ok := c.recall(s, int64(maxBytes)); ok {
-		s.trusted = true
-		batch, _ := c.parse(p, s)
-		return batch, nil
-	}
-	c.b.mu.Lock()
-	c.b.stats.diskReads++
-	c.b.mu.Unlock()
-	if c.file == nil || c.fileSeq != from.seq {
-		if err := c.closeFile(); err != nil {
-			return nil, err
-		}
-		f, err := c.b.fs.Open(chunkName(c.b.opt.Dir, from.seq), c.b.access())
-		if err != nil {
-			return nil, fmt.Errorf("read the buffer: %w", err)
-		}
-		c.file, c.fileSeq = f, from.seq
-	}
-	// Whole blocks, so that what comes after damage is found at the next one.
-	want := min(s.end-from.off, max(int64(maxBytes)&^(BlockSize-1), BlockSize))
-	for {
-		p := c.memory(want)
-		if _, err := c.file.ReadAt(p, from.off); err != nil {
-			return nil, fmt.Errorf("read %s at %d: %w", chunkName(c.b.opt.Dir, from.seq), from.off, err)
-		}
-		batch, more := c.parse(p, s)
-		if more == 0 {
-			return batch, nil
-		}
-		want = more // the first frame alone is longer
-	}
-}
-
-// memory returns n bytes of the cursor's own, aligned to BlockSize.
-func (c *Cursor) memory(n int64) []byte {
-	if int64(cap(c.arena)) > max(4*n, arenaKept) {
-		c.arena = nil // a large entry has passed
-	}
-	if int64(cap(c.arena)) < n {
-		// Batches grow slowly when outputs fall behind.
-		c.arena = alignedMemory(n + n/4&^(BlockSize-1))
-	}
-	return c.arena[:n]
-}
-
-// arenaKept bytes and piecesKept entries are what a cursor keeps memory for
-// between batches; what a larger batch took is let go of.
-const (
-	arenaKept  = 16 << 20
-	piecesKept = 16 << 10
-)
-
-// parse takes whole frames off p, with which the span begins. If not even the
-// first one is whole, more is its length.
-func (c *Cursor) parse(p []byte, s span) (batch *Batch, more int64) {
-	batch = &c.last
-	if n := cap(c.pieces); n > piecesKept && len(c.pieces) < n/8 { // many small entries have passed
-		c.pieces, batch.Entries = nil, nil
-	}
-	clear(batch.Entries)
-	clear(c.pieces)
-	c.pieces = c.pieces[:0]
-	*batch = Batch{Entries: batch.Entries[:0], end: s.from}
-	n := int64(0)
-	for n < int64(len(p)) {
-		f, err := s.frame(p, n)
-		if err != nil {
-			c.foundDamage(s.from.seq, s.from.off+n, err)
-			for n += BlockSize; n < int64(len(p)); n += BlockSize {
-				if _, err := s.frame(p, n); err == nil {
-					break
-				}
-			}
-			continue
-		}
-		if n+f.length() > int64(len(p)) {
-			if n == 0 {
-				return nil, f.length()
-			}
-			break
-		}
-		c.entries(batch, p[n+frameHead:n+frameHead+f.body], f, s.from.off+n, s.trusted)
-		n += f.length()
-		batch.end.entries += f.entries
-		batch.end.events += f.events
-		batch.written = f.written
-	}
-	batch.end.off += n
-	batch.Bytes = n
-	return batch, 0
-}
-
-// frame decodes the head of the commit at p[n], where p begins with the span.
-func (s span) frame(p []byte, n int64) (frame, error) {
-	f, err := decodeFrame(p[n:], s.from.seq)
-	if err == nil && (f.magic != magicCommit || f.salt != s.salt || f.length() > s.end-s.from.off-n) {
-		err = errFrame
-	}
-	return f, err
-}
-
-// entries decodes the body of a commit at off; what cannot be read is counted.
-func (c *Cursor) entries(batch *Batch, body []byte, f frame, off int64, trusted bool) {
-	read := uint64(0)
-	for len(body) > 0 {
-		e, payload, size, err := decodeEntry(body, f.seed, trusted)
-		if err != nil {
-			c.foundDamage(f.chunk, off, err)
-			if errors.Is(err, errEntryHead) {
-				break
-			}
-		} else {
-			n := len(c.pieces)
-			c.pieces = append(c.pieces, payload)
-			e.Payload = c.pieces[n : n+1 : n+1]
-			batch.Entries = append(batch.Entries, e)
-			batch.Events += e.Events
-			read += uint64(e.Events)
-		}
-		body = body[size:]
-	}
-	batch.damaged += f.events - min(f.events, read)
 }
 
 // foundDamage marks the chunk, so that it is kept, and logs the first find.
@@ -398,16 +277,11 @@ func (c *Cursor) SaveState(state []byte) error {
 	return nil
 }
 
-func (c *Cursor) closeFile() error {
-	if c.file == nil {
-		return nil
-	}
-	err := c.file.Close()
-	c.file = nil
-	return err
+// close waits for what reads ahead.
+func (c *Cursor) close() error {
+	_ = c.fetched(context.Background())
+	return errors.Join(c.source.close(), c.log.close())
 }
-
-func (c *Cursor) close() error { return errors.Join(c.closeFile(), c.log.close()) }
 
 // Remaining is what the cursor has not committed.
 func (c *Cursor) Remaining() Remaining {

@@ -20,7 +20,8 @@
 // Limits: TotalLimit undelivered bytes, with the action of Options.Overflow
 // beyond it; 4 MiB gathered for the next commit, then Append waits; an entry of
 // up to 4 GiB. Descriptors: one for writing and one for each cursor, however
-// much data waits.
+// much data waits. Memory: 16 MiB of the newest commits; for each cursor a batch,
+// and a second one while it is behind.
 //
 // Assumptions: the file system keeps what fdatasync has acknowledged; a write
 // changes no other blocks than its own; one process uses a directory (a lock

@@ -31,6 +31,8 @@ type memFS struct {
 	// write that fails has written half of its bytes, or as many as short says.
 	fail  func(op, name string) error
 	short func(n int) int
+	// failRead is asked before each read of a file, without mu.
+	failRead func(name string) error
 	// gone: the directory was removed, with all that was in it.
 	gone bool
 	// after is told of each changing operation that has succeeded; mu is held.
@@ -310,6 +312,14 @@ type memFile struct {
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
+	f.fs.mu.Lock()
+	fail := f.fs.failRead
+	f.fs.mu.Unlock()
+	if fail != nil {
+		if err := fail(filepath.Base(f.name)); err != nil {
+			return 0, &fs.PathError{Op: "read", Path: f.name, Err: err}
+		}
+	}
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if f.closed {

@@ -32,11 +32,18 @@ type model struct {
 	// forget them; forgotten is what one may have. No other resend is stored again.
 	late      atomic.Bool
 	forgotten map[int]bool
-	seen      *modelSeen
+	// small: commits do not stay in memory; unreadable: chunks cannot be read.
+	small      bool
+	unreadable atomic.Bool
+	seen       *modelSeen
 }
 
 // modelSeen is what happened in all runs.
-type modelSeen struct{ spares, dropped, full, unblocked, late, resent int }
+type modelSeen struct {
+	spares, dropped, full, unblocked, late, resent int
+	ahead                                          uint64
+	unread                                         int
+}
 
 type modelEntry struct {
 	n     int
@@ -53,6 +60,11 @@ func (s *model) open(t *rapid.T) {
 		t.Fatal(err)
 	}
 	s.b = b
+	if s.small {
+		b.mu.Lock()
+		b.recents.limit = 0
+		b.mu.Unlock()
+	}
 }
 
 // full reports whether total_limit_size leaves no room for the entry.
@@ -127,13 +139,23 @@ func droppedEvents(b *Buffer, c *Cursor) uint64 {
 	return 0
 }
 
+// batchBytes is one of few sizes, so that it often is that of the read before.
+func (s *model) batchBytes(t *rapid.T) int {
+	return rapid.SampledFrom([]int{1, 2 * BlockSize, 4 * BlockSize, 6 * BlockSize, 10*BlockSize + 1}).Draw(t, "bytes")
+}
+
 func (s *model) cursor(t *rapid.T) *Cursor {
 	return s.b.cursors[rapid.IntRange(0, len(s.b.cursors)-1).Draw(t, "cursor")]
 }
 
-// read takes one batch, and commits it or leaves it.
-func (s *model) read(t *rapid.T, c *Cursor, maxBytes int) {
+// read takes one batch, and commits it after meanwhile, if that is not nil. While
+// reads fail, Next does, or it returns what was read before.
+func (s *model) read(t *rapid.T, c *Cursor, maxBytes int, meanwhile func()) {
 	batch, err := c.Next(context.Background(), maxBytes)
+	if errors.Is(err, syscall.EIO) && s.unreadable.Load() {
+		s.seen.unread++
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,6 +172,9 @@ func (s *model) read(t *rapid.T, c *Cursor, maxBytes int) {
 			t.Fatalf("cursor %s: entry %q was refused", c.name, e.Tag)
 		}
 		at++
+	}
+	if meanwhile != nil {
+		meanwhile()
 	}
 	if err := c.Commit(batch, nil); err != nil {
 		t.Fatal(err)
@@ -186,12 +211,13 @@ func (s *model) ends() {
 	for _, c := range s.b.cursors {
 		s.dropped[c.name] += droppedEvents(s.b, c)
 	}
+	s.seen.ahead += s.b.Stats().ReadAheads
 }
 
 // drain reads all that the cursor has before it.
 func (s *model) drain(t *rapid.T, c *Cursor) {
 	for c.Remaining().Bytes > 0 {
-		s.read(t, c, 1<<20)
+		s.read(t, c, 6*BlockSize, nil)
 	}
 	end := len(s.entries)
 	for end > s.next[c.name] && !s.entries[end-1].acked {
@@ -232,6 +258,7 @@ func TestModel(t *testing.T) {
 		if rapid.Bool().Draw(t, "no O_DIRECT") {
 			s.m.noDirect = syscall.EINVAL
 		}
+		s.small = rapid.Bool().Draw(t, "nothing stays in memory")
 		s.open(t)
 		defer func() { s.b.Close(context.Background()) }()
 		t.Repeat(map[string]func(*rapid.T){
@@ -276,7 +303,7 @@ func TestModel(t *testing.T) {
 				go func() { appended <- s.b.Append(ctx, entry(n, s.size(n)), o) }()
 				for _, c := range s.b.cursors {
 					for c.Remaining().Bytes > 0 {
-						s.read(t, c, 1<<20)
+						s.read(t, c, 6*BlockSize, nil)
 					}
 				}
 				err := <-appended
@@ -315,7 +342,40 @@ func TestModel(t *testing.T) {
 				if c.Remaining().Bytes == 0 {
 					t.Skip()
 				}
-				s.read(t, c, rapid.IntRange(1, 10*BlockSize).Draw(t, "bytes"))
+				s.read(t, c, s.batchBytes(t), nil)
+			},
+			"read while others append": func(t *rapid.T) {
+				c := s.cursor(t)
+				if c.Remaining().Bytes == 0 {
+					t.Skip()
+				}
+				s.read(t, c, s.batchBytes(t), func() {
+					for range rapid.IntRange(1, 6).Draw(t, "n") {
+						if err := s.add(t); err != nil && err != errModelFull {
+							t.Fatal(err)
+						}
+					}
+				})
+			},
+			"read and fail": func(t *rapid.T) {
+				c := s.cursor(t)
+				s.unreadable.Store(true)
+				s.m.mu.Lock()
+				s.m.failRead = func(name string) error {
+					if strings.HasPrefix(name, chunkPrefix) && s.unreadable.Load() {
+						return syscall.EIO
+					}
+					return nil
+				}
+				s.m.mu.Unlock()
+				bytes := s.batchBytes(t)
+				for range rapid.IntRange(1, 3).Draw(t, "n") {
+					if c.Remaining().Bytes > 0 {
+						s.read(t, c, bytes, nil)
+					}
+				}
+				_ = c.fetched(context.Background()) // fails as well
+				s.unreadable.Store(false)
 			},
 			"drain": func(t *rapid.T) {
 				c := s.cursor(t)

@@ -25,10 +25,11 @@ type recent struct {
 	pins  int // cursors that copy it
 }
 
-// recents is the newest commits, oldest first, in at most recentLimit bytes of
+// recents is the newest commits, oldest first, in at most limit bytes of
 // segments. Small ones are copied together, so that they do not take a segment
 // each.
 type recents struct {
+	limit int64 // recentLimit but for tests
 	list  []*recent
 	bytes int64  // of the segments held
 	page  []byte // takes small commits
@@ -84,7 +85,7 @@ func (b *Buffer) forgetRecent() {
 	n := 0
 	for ; n < len(r.list); n++ {
 		item := r.list[n]
-		if r.bytes <= recentLimit && !b.passed(item) {
+		if r.bytes <= r.limit && !b.passed(item) {
 			break
 		}
 		for _, s := range item.frees {
@@ -115,10 +116,9 @@ func (b *Buffer) passed(item *recent) bool {
 	return true
 }
 
-// recall copies the commits at the span's beginning, as many as maxBytes holds
-// and at least one, if they are still in memory.
-func (c *Cursor) recall(s span, maxBytes int64) ([]byte, bool) {
-	b := c.b
+// recall copies the commits at the span's beginning, as many as maxBytes holds,
+// if they are still in memory; alone, also a first one that is longer.
+func (b *Buffer) recall(to *space, s span, maxBytes int64, alone bool) ([]byte, bool) {
 	b.mu.Lock()
 	list := b.recents.list
 	first, found := slices.BinarySearchFunc(list, s.from, func(r *recent, p position) int {
@@ -128,7 +128,7 @@ func (c *Cursor) recall(s span, maxBytes int64) ([]byte, bool) {
 	n := int64(0)
 	if found {
 		for _, r := range list[first:] {
-			if r.seq != s.from.seq || r.off != s.from.off+n || s.from.off+n+r.length > s.end || n > 0 && n+r.length > maxBytes {
+			if r.seq != s.from.seq || r.off != s.from.off+n || s.from.off+n+r.length > s.end || (n > 0 || !alone) && n+r.length > maxBytes {
 				break
 			}
 			r.pins++
@@ -140,7 +140,7 @@ func (c *Cursor) recall(s span, maxBytes int64) ([]byte, bool) {
 	if n == 0 {
 		return nil, false
 	}
-	p := c.memory(n)[:0]
+	p := to.memory(n, maxBytes)[:0]
 	for _, r := range items {
 		for _, block := range r.blocks {
 			p = append(p, block...)

@@ -31,7 +31,7 @@ type counters struct {
 	damagedChunks          int
 	droppedDamaged         uint64
 	duplicates             uint64
-	diskReads              uint64
+	diskReads, readAheads  uint64
 	peakBacklog            int64
 	peakPending            int64
 	latency                [len(commitBounds) + 1]uint64
@@ -76,8 +76,11 @@ type Stats struct {
 	// the other figures has them. IDs is how many ids are remembered.
 	Duplicates uint64
 	IDs        int
-	// DiskReads counts batches that were not in memory any more.
-	DiskReads uint64
+	// DiskReads counts batches that were not in memory any more, ReadAheads batches
+	// that were read while the one before was delivered. That takes ReadAheadBytes of
+	// memory at the moment, at most those of a batch for each cursor that is behind.
+	DiskReads, ReadAheads uint64
+	ReadAheadBytes        int64
 	// DamagedChunks are kept as .damaged, of that many bytes; DroppedDamaged is how
 	// many made room for newer ones since Open (DamagedLimit).
 	DamagedChunks  int
@@ -132,7 +135,7 @@ func (b *Buffer) Stats() Stats {
 		Commits: c.commits, FailedCommits: c.failedCommits,
 		Entries: c.entries, Events: c.events, Bytes: c.bytes,
 		FailedEntries: c.failedEntries, DroppedChunks: c.droppedChunks,
-		Duplicates: c.duplicates, IDs: b.ids.count, DiskReads: c.diskReads,
+		Duplicates: c.duplicates, IDs: b.ids.count, DiskReads: c.diskReads, ReadAheads: c.readAheads,
 		DamagedChunks: c.damagedChunks, DamagedBytes: c.damagedBytes, DroppedDamaged: c.droppedDamaged,
 		Failing: c.failing, FailingSince: c.failingSince,
 	}
@@ -152,6 +155,7 @@ func (b *Buffer) Stats() Stats {
 	l.Sum = c.latencySum
 	for _, cur := range b.cursors {
 		r := b.remaining(cur)
+		s.ReadAheadBytes += cur.aheadBytes
 		if !cur.oldest.IsZero() {
 			s.OldestAge = max(s.OldestAge, time.Since(cur.oldest))
 		}

@@ -73,6 +73,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for name, direct := range s.DirectIO {
 		e.gauge("weir_buffer_direct_io", "1 if commits pass the page cache by (O_DIRECT), 0 if the file system refuses that.", boolFloat(direct), "buffer", name)
 	}
+	for name, n := range s.ReadAhead {
+		e.gauge("weir_buffer_read_ahead_bytes", "Memory in which outputs that are behind read their next batch while one is delivered.", float64(n), "buffer", name)
+	}
 
 	dropped := map[string]uint64{}
 	for _, b := range s.Balance {

@@ -38,6 +38,9 @@ type Snapshot struct {
 	// DirectIO says of each buffer whether its commits pass the page cache by
 	// (O_DIRECT, open(2)).
 	DirectIO map[string]bool `json:"direct_io"`
+	// ReadAhead is the memory in bytes that outputs of a buffer which are behind take
+	// to read their next batch while one is delivered.
+	ReadAhead map[string]int64 `json:"read_ahead_bytes"`
 
 	// TCPStates counts the connections of the listening ports by state, as
 	// the kernel has them.
