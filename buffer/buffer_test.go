@@ -28,7 +28,7 @@ func (o outcome) wait(t *testing.T) error {
 	select {
 	case err := <-o:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no outcome")
 		return nil
 	}
@@ -91,7 +91,7 @@ func take(t *testing.T, b *Buffer, cursor string, first, n, size, maxBytes int) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for got := 0; got < n; {
 		batch, err := c.Next(ctx, maxBytes)

@@ -78,7 +78,7 @@ func (s *model) full(t *rapid.T, n int) bool {
 
 // store appends the entry and checks what a full buffer does.
 func (s *model) store(t *rapid.T, n int) error {
-	full, limit := s.full(t, n), 20*time.Second
+	full, limit := s.full(t, n), time.Minute
 	if full && s.o.Overflow == OverflowBlock {
 		limit = 2 * time.Millisecond // it would block until cursors move
 	}
@@ -297,7 +297,7 @@ func TestModel(t *testing.T) {
 				}
 				s.entries = append(s.entries, modelEntry{n: n, maybe: true})
 				o := newOutcome()
-				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()
 				appended := make(chan error, 1)
 				go func() { appended <- s.b.Append(ctx, entry(n, s.size(n)), o) }()

@@ -95,7 +95,7 @@ func TestGather(t *testing.T) {
 		t.Fatal("Gather ended with 2 blocks")
 	}
 	done := make(chan error)
-	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	go func() { done <- c.Gather(ctx, 5*BlockSize) }()
 	put(t, b, 2, 5, 10)

@@ -78,17 +78,17 @@ func shake(t *testing.T, s *Store, client *tls.Config) (*x509.Certificate, error
 		raw, err := l.Accept()
 		if err == nil {
 			defer raw.Close()
-			raw.SetDeadline(time.Now().Add(10 * time.Second))
+			raw.SetDeadline(time.Now().Add(time.Minute))
 			err = tls.Server(raw, s.TLS()).Handshake()
 		}
 		served <- err
 	}()
-	raw, err := net.DialTimeout("tcp", l.Addr().String(), 10*time.Second)
+	raw, err := net.DialTimeout("tcp", l.Addr().String(), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	raw.SetDeadline(time.Now().Add(10 * time.Second))
+	raw.SetDeadline(time.Now().Add(time.Minute))
 	conn := tls.Client(raw, client)
 	err = conn.Handshake()
 	raw.Close()

@@ -117,7 +117,7 @@ func TestModes(t *testing.T) {
 				o := options(serve(t, s, forward.Config{}), mode)
 				o.Ack, o.Tags, o.CompressEach = ack, 7, mode == "gzip"
 				rep := mustRun(t, o)
-				deadline := time.Now().Add(20 * time.Second)
+				deadline := time.Now().Add(time.Minute)
 				for {
 					s.mu.Lock()
 					n := s.events

@@ -87,7 +87,7 @@ func runner(t *testing.T, b *buffer.Buffer, c Config) (r *Runner, wait func()) {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the runner does not end")
 		}
 	}
@@ -95,7 +95,7 @@ func runner(t *testing.T, b *buffer.Buffer, c Config) (r *Runner, wait func()) {
 
 func eventually(t *testing.T, what string, check func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !check(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !check(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("still not so: " + what)
 		}

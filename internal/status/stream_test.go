@@ -76,7 +76,11 @@ type streaming struct {
 func serveStream(t *testing.T) *streaming {
 	t.Helper()
 	// Registered first, so it looks last: after all clients have gone.
-	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
+	others := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		goleak.VerifyNone(t, others)
+	})
 	s := &streaming{served: make(chan error, 1)}
 	s.server = NewServer(func() *Snapshot {
 		s.snapshots.Add(1)
@@ -96,7 +100,7 @@ func serveStream(t *testing.T) *streaming {
 
 func (s *streaming) shutdown(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := s.server.Shutdown(ctx); err != nil {
 		t.Errorf("shutdown: %v", err)
@@ -127,6 +131,7 @@ func nextEvent(t *testing.T, r *bufio.Reader) Event {
 
 func TestStream(t *testing.T) {
 	s := serveStream(t)
+	opened := time.Now()
 	r, _ := s.open(t)
 	if e := nextEvent(t, r); e.Name != "history" || string(e.Data) != "[]" {
 		t.Fatalf("first %s %s", e.Name, e.Data)
@@ -138,12 +143,13 @@ func TestStream(t *testing.T) {
 		if err := json.Unmarshal(e.Data, &f); err != nil || e.Name != "frame" {
 			t.Fatalf("%s %s: %v", e.Name, e.Data, err)
 		}
-		if (f.Point == nil) != (i == 0) || f.Snapshot.PID != 42 {
+		// A client that is slower than the frames misses some.
+		if i > 0 && f.Point == nil || i == 0 && f.Point != nil && time.Since(opened) < streamEvery || f.Snapshot.PID != 42 {
 			t.Errorf("frame %d: %+v", i, f)
 		}
 	}
 	// A second client gets what was, and costs no snapshots of its own.
-	before := s.snapshots.Load()
+	before, begun := s.snapshots.Load(), time.Now()
 	r2, _ := s.open(t)
 	var points []Point
 	if e := nextEvent(t, r2); json.Unmarshal(e.Data, &points) != nil || len(points) < 2 {
@@ -154,8 +160,8 @@ func TestStream(t *testing.T) {
 			t.Errorf("%s", e.Name)
 		}
 	}
-	if n := s.snapshots.Load() - before; n > 4 {
-		t.Errorf("%d snapshots for three frames", n)
+	if n, seconds := s.snapshots.Load()-before, int64(time.Since(begun).Seconds()); n > seconds+2 {
+		t.Errorf("%d snapshots in %d s", n, seconds)
 	}
 	s.shutdown(t)
 	for {
@@ -184,7 +190,7 @@ func TestStreamClientsAreBounded(t *testing.T) {
 		t.Errorf("one client too many: %s", r.Status)
 	}
 	last.Close()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		r, err := http.Get(s.url)
 		if err != nil {
@@ -216,7 +222,7 @@ func TestStreamCostsNothingUnwatched(t *testing.T) {
 		nextEvent(t, r)
 		nextEvent(t, r)
 		body.Close()
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for s.server.stream.sampled() {
 			if time.Now().After(deadline) {
 				t.Fatal("snapshots are taken and nobody watches")
