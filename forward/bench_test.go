@@ -1,13 +1,18 @@
 package forward
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vmihailenco/msgpack/v5"
 )
 
 // batchOf is n events of 277 bytes.
@@ -38,12 +43,71 @@ func variedBatch(n int) []byte {
 	return b
 }
 
-// BenchmarkScan is the scan of a packed payload of 1000 events.
+// accessLogs is n events as `weir load` sends them: the same keys in the same
+// order, values of types and lengths that differ here and there.
+func accessLogs(n int) []byte {
+	r := rand.New(rand.NewPCG(3, 4))
+	one := func(of ...any) any { return of[r.IntN(len(of))] }
+	var b []byte
+	for i := range n {
+		b = append(b, ordered([]any{uint32(1700000000 + i/1000), dict{
+			"id": fmt.Sprintf("%032x", r.Uint64()), "host": fmt.Sprintf("www%d.example.com", r.IntN(10)),
+			"method": one("GET", "GET", "GET", "POST", "PUT", "DELETE"), "path": fmt.Sprintf("/api/v1/items/%d", r.IntN(10_000)),
+			"status": one(200, 200, 200, 201, 304, 404, 500), "level": one("info", "info", "info", "warn", "error"),
+			"took": float64(r.IntN(1000)) / 1000, "message": strings.Repeat("m", 60+r.IntN(30)),
+		}})...)
+	}
+	return b
+}
+
+// nestedLogs is n events as Fluent Bit's filter kubernetes makes them.
+func nestedLogs(n int) []byte {
+	r := rand.New(rand.NewPCG(5, 6))
+	var b []byte
+	for i := range n {
+		b = append(b, 0x92, 0xd7, 0)
+		b = binary.BigEndian.AppendUint32(b, uint32(1700000000+i/1000))
+		b = binary.BigEndian.AppendUint32(b, r.Uint32N(1e9))
+		b = append(b, ordered(dict{
+			"log": strings.Repeat("l", 20+r.IntN(300)), "stream": "stdout", "time": "2024-05-01T10:00:00.123456789Z",
+			"kubernetes": dict{
+				"pod_name": fmt.Sprintf("web-%x-%x", r.Uint32(), r.Uint32N(1<<r.IntN(20)+1)), "namespace_name": "default", "pod_id": fmt.Sprintf("%032x", r.Uint64()),
+				"labels":      dict{"app": "web", "tier": strings.Repeat("t", r.IntN(12)), "pod-template-hash": fmt.Sprintf("%x", r.Uint32())},
+				"annotations": dict{}, "host": fmt.Sprintf("node-%d", r.IntN(300)), "container_name": "web", "container_image": "registry.example.com/team/web:" + fmt.Sprint(r.IntN(2000)),
+			},
+		})...)
+	}
+	return b
+}
+
+// ordered is pack with the keys of maps in order, as in events of one source.
+func ordered(v any) []byte {
+	var b bytes.Buffer
+	enc := msgpack.NewEncoder(&b)
+	enc.UseCompactInts(true)
+	enc.SetSortMapKeys(true)
+	if err := enc.Encode(v); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
+
+// scanned is what the benchmarks of the scanner read. It is more than a
+// processor can learn by heart.
+func scanned() []scannedBatch {
+	return []scannedBatch{
+		{"same", batchOf(4000)}, {"varied", variedBatch(4000)}, {"access", accessLogs(4000)}, {"nested", nestedLogs(4000)},
+	}
+}
+
+type scannedBatch struct {
+	name string
+	p    []byte
+}
+
+// BenchmarkScan is the scan of packed payloads of 4000 events.
 func BenchmarkScan(b *testing.B) {
-	for _, c := range []struct {
-		name string
-		p    []byte
-	}{{"same", batchOf(1000)}, {"varied", variedBatch(1000)}} {
+	for _, c := range scanned() {
 		b.Run(c.name, func(b *testing.B) {
 			var s streamScanner
 			b.SetBytes(int64(len(c.p)))
@@ -61,15 +125,15 @@ func BenchmarkScan(b *testing.B) {
 // TestScanDoesNotAllocate holds that an event costs no memory of its own.
 func TestScanDoesNotAllocate(t *testing.T) {
 	var s streamScanner
-	for name, p := range map[string][]byte{"same": batchOf(1000), "varied": variedBatch(1000)} {
+	for _, c := range scanned() {
 		n := testing.AllocsPerRun(20, func() {
 			s.reset(DefaultMaxDepth)
-			if n, err := s.scanEvents(p, noLimit); err != nil || n != len(p) {
+			if n, err := s.scanEvents(c.p, noLimit); err != nil || n != len(c.p) {
 				t.Fatal(n, err)
 			}
 		})
 		if n != 0 {
-			t.Errorf("%s: %v allocations for 1000 events", name, n)
+			t.Errorf("%s: %v allocations for 4000 events", c.name, n)
 		}
 	}
 }

@@ -64,6 +64,36 @@ func FuzzScanner(f *testing.F) {
 	})
 }
 
+// FuzzShape: what an event is taken for does not depend on the events before it,
+// nor on how the stream is split; pieces too short for the quick way tell what is
+// right.
+func FuzzShape(f *testing.F) {
+	f.Add(stream(1), stream(3), uint8(50))
+	f.Add(stream(2), []byte("\x92\xd7\x00\x00\x00\x00\x01\x00\x00\x00\x02\x82\xa1k\xc4\x02xy\xa1l\x93\x01\xcd\x01\x00\xc0"), uint8(50))
+	f.Add(accessLogs(2), accessLogs(3), uint8(3))
+	f.Add(nestedLogs(1), nestedLogs(2), uint8(4))
+	f.Add([]byte("\x92\x92\xce\x00\x00\x00\x01\x80\x81\xa1a\xda\x00\x03abc"), []byte("\x92\x92\xce\x00\x00\x00\x01\x80\x81\xa1a\xc1\x00\x03abc"), uint8(9))
+	f.Fuzz(func(t *testing.T, first, p []byte, maxDepth uint8) {
+		depth := int(maxDepth) + 1
+		var whole, split streamScanner
+		split.reset(depth)
+		whole.reset(depth)
+		whole.shape.learn(first)
+		n, err := whole.scanEvents(p, noLimit)
+		at := 0
+		var splitErr error
+		for end := 0; end < len(p) && splitErr == nil; {
+			end = min(end+1, len(p))
+			var m int
+			m, splitErr = split.scanEvents(p[at:end], noLimit)
+			at += m
+		}
+		if (err == nil) != (splitErr == nil) || err == nil && (n != at || whole.atBoundary() != split.atBoundary()) || whole.events != split.events {
+			t.Fatalf("whole: %d bytes, %d events, %v; split: %d, %d, %v", n, whole.events, err, at, split.events, splitErr)
+		}
+	})
+}
+
 // FuzzSession feeds a hostile stream to a session; what it lets through is
 // sound.
 func FuzzSession(f *testing.F) {

@@ -11,6 +11,8 @@ type streamScanner struct {
 	// plainTime says that the next time cannot be [time, metadata]: in Message
 	// mode an array in its place would be entries.
 	plainTime bool
+	shape     shape
+	learned   bool
 }
 
 type streamStep uint8
@@ -28,6 +30,9 @@ const (
 // reset prepares the scanner for a stream nested at most maxDepth deep.
 func (s *streamScanner) reset(maxDepth int) {
 	s.step, s.events, s.depth, s.plainTime = atPair, 0, maxDepth, false
+	if s.learned {
+		s.shape, s.learned = shape{}, false
+	}
 }
 
 // atBoundary reports whether the bytes consumed so far are whole events.
@@ -43,6 +48,15 @@ func (s *streamScanner) scanEvents(p []byte, limit int) (n int, err error) {
 		case atPair:
 			if s.events >= limit || n == len(p) {
 				return n, nil
+			}
+			if !s.learned && len(p)-n >= learnFrom {
+				s.shape.learn(p[n:])
+				s.learned = true
+			}
+			if m := s.shape.event(p[n:], s.depth); m > 0 {
+				n += m
+				s.events++
+				continue
 			}
 			if p[n] == 0x92 {
 				n++
