@@ -59,12 +59,17 @@ fuzz: ## each fuzz target for FUZZTIME
 fuzz-short: ## each fuzz target for a few seconds
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=3s
 
-# About four minutes on two cores. The peer is a module of its own.
+# Peers of the table, if they are installed; nothing fetches them.
+FLUENTD     ?= $(shell command -v fluentd)
+FLUENTBIT   ?= $(shell command -v fluent-bit)
+
+# About four minutes on two cores, two more for each of these peers. The other
+# one is a module of its own.
 bench: build ## microbenchmarks, then the end-to-end table of docs/performance.md
 	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|AppendValue|Patch|^BenchmarkFile$$' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/output ./internal/load
 	cd internal/bench/otel && $(GO) build -o ../../../bin/otel .
 	$(GO) build -o bin/bench ./internal/bench
-	bin/bench -weir bin/weir -otel bin/otel
+	bin/bench -weir bin/weir -otel bin/otel -fluentd '$(FLUENTD)' -fluentbit '$(FLUENTBIT)'
 
 deps: ## what the tests need beside Go, by name from Debian and npm
 	@./internal/e2e/deps.sh

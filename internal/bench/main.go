@@ -1,6 +1,6 @@
 // Command bench measures weir end to end, beside programs that only copy (the
-// limit) and, if it is given one, a peer, all in one run on one machine, and
-// prints Markdown. It is what `make bench` runs after the microbenchmarks.
+// limit) and the peers it is given, all in one run on one machine, and prints
+// Markdown. It is what `make bench` runs after the microbenchmarks.
 package main
 
 import (
@@ -35,11 +35,12 @@ func main() {
 
 // bench is one run.
 type bench struct {
-	weir, otel, dir string
-	only            string
-	duration        time.Duration
-	rounds          int
-	until           time.Time // nothing is begun after it
+	weir, dir string
+	peers     []peer
+	only      string
+	duration  time.Duration
+	rounds    int
+	until     time.Time // nothing is begun after it
 }
 
 // caseGrace is how long a round may take beside the time for which it sends.
@@ -61,12 +62,14 @@ func run(args []string) error {
 	var b bench
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.StringVar(&b.weir, "weir", "bin/weir", "binary of weir")
-	fs.StringVar(&b.otel, "otel", "", "binary of the OpenTelemetry peer")
+	otel := fs.String("otel", "", "binary of the OpenTelemetry peer")
+	fluentd := fs.String("fluentd", "", "command that starts fluentd, words between blanks; it must become fluentd, by exec")
+	fluentBit := fs.String("fluentbit", "", "command that starts Fluent Bit, likewise")
 	fs.StringVar(&b.dir, "dir", "", "directory on the disk to measure (default: a temporary one)")
 	fs.DurationVar(&b.duration, "duration", 3*time.Second, "of each case")
 	fs.IntVar(&b.rounds, "rounds", 3, "how often each case is run; the median counts")
 	fs.StringVar(&b.only, "only", "", "run only cases whose name has this in it")
-	limit := fs.Duration("limit", 6*time.Minute, "nothing is begun after it")
+	limit := fs.Duration("limit", 8*time.Minute, "nothing is begun after it")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -79,97 +82,10 @@ func run(args []string) error {
 	if b.weir, err = filepath.Abs(b.weir); err != nil {
 		return err
 	}
-	if b.otel != "" {
-		if b.otel, err = filepath.Abs(b.otel); err != nil {
-			return err
-		}
+	if b.peers, err = findPeers(*otel, *fluentd, *fluentBit); err != nil {
+		return err
 	}
 	return b.table()
-}
-
-// server is a process under test.
-type server struct {
-	cmd     *exec.Cmd
-	addr    string
-	monitor string // address of weir's monitor_agent, else empty
-	dir     string
-}
-
-// start runs a receiver and waits until it listens.
-func (b *bench) start(kind string) (*server, error) {
-	dir, err := os.MkdirTemp(b.dir, "run-")
-	if err != nil {
-		return nil, err
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	s := &server{addr: fmt.Sprintf("127.0.0.1:%d", port), dir: dir}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	switch kind {
-	case "weir", "weir-file":
-		monitor, err := freePort()
-		if err != nil {
-			return nil, err
-		}
-		s.monitor = fmt.Sprintf("127.0.0.1:%d", monitor)
-		output := "  @type null\n"
-		if kind == "weir-file" {
-			output = fileOutput
-		}
-		conf, err := writeConfig(dir, port, monitor, output)
-		if err != nil {
-			return nil, err
-		}
-		s.cmd = exec.Command(b.weir, "-c", conf)
-	case "otel":
-		s.cmd = exec.Command(b.otel, s.addr, filepath.Join(dir, "out"))
-	default:
-		s.cmd = exec.Command(self, "limit", kind, s.addr, dir)
-	}
-	s.cmd.Dir = dir
-	log := &bytes.Buffer{}
-	s.cmd.Stderr = log
-	if err := s.cmd.Start(); err != nil {
-		return nil, err
-	}
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		c, err := net.Dial("tcp", s.addr)
-		if err == nil {
-			return s, c.Close()
-		}
-		if time.Now().After(deadline) {
-			s.stop()
-			return nil, fmt.Errorf("%s does not listen: %w\n%s", kind, err, log)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-func (s *server) stop() {
-	_ = s.cmd.Process.Kill()
-	_ = s.cmd.Wait() // says that it was killed
-	_ = os.RemoveAll(s.dir)
-}
-
-func writeConfig(dir string, port, monitor int, output string) (string, error) {
-	conf := fmt.Sprintf("<source>\n  @type forward\n  bind 127.0.0.1\n  port %d\n</source>\n"+
-		"<source>\n  @type monitor_agent\n  bind 127.0.0.1\n  port %d\n</source>\n"+
-		"<match **>\n%s  <buffer>\n    path buffer\n  </buffer>\n</match>\n", port, monitor, output)
-	name := filepath.Join(dir, "weir.conf")
-	return name, os.WriteFile(name, []byte(conf), 0o600)
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
 
 // options are those that the cases change.
@@ -182,26 +98,36 @@ func (b *bench) options(mode string, connections int) load.Options {
 	return o
 }
 
+// line is one line of the table: what load a receiver of which kind gets.
+type line struct {
+	name, kind string
+	load       load.Options
+}
+
 // measure runs a case against a fresh server, rounds times, and returns the
 // report whose CPU time is the median.
-func (b *bench) measure(kind string, o load.Options) (*load.Report, error) {
+func (b *bench) measure(c line) (*load.Report, error) {
 	var all []*load.Report
 	for round := range b.rounds {
 		if time.Now().After(b.until) {
 			return nil, errTime
 		}
-		fmt.Fprintf(os.Stderr, "%s %s, %s, round %d of %d\n", time.Now().Format(time.TimeOnly), kind, o.Mode, round+1, b.rounds)
-		s, err := b.start(kind)
+		fmt.Fprintf(os.Stderr, "%s %s, round %d of %d\n", time.Now().Format(time.TimeOnly), c.name, round+1, b.rounds)
+		s, err := b.start(c.kind)
 		if err != nil {
 			return nil, err
 		}
+		o := c.load
 		o.Address, o.PID = s.addr, s.cmd.Process.Pid
 		ctx, cancel := context.WithTimeout(context.Background(), o.Duration+caseGrace)
 		rep, err := load.Run(ctx, o)
 		cancel()
 		s.stop()
 		if err != nil {
-			return nil, fmt.Errorf("%s, %s: %w", kind, o.Mode, err)
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+		if rep.Server.CPUSeconds == 0 && o.Duration >= time.Second {
+			return nil, fmt.Errorf("%s: the process that was started used no CPU; its command must become the receiver, by exec", c.name)
 		}
 		all = append(all, rep)
 	}
@@ -218,19 +144,26 @@ func (b *bench) measure(kind string, o load.Options) (*load.Report, error) {
 	return all[len(all)/2], nil
 }
 
-// table runs all cases.
-func (b *bench) table() error {
+// storms are the cases that only connect and close: by the clock, and as fast as
+// one sender can, which is slower than the clock of the second.
+func (b *bench) storms(name, kind string) []line {
+	paced, saturated := b.options("packed", 1), b.options("packed", 1)
+	paced.Storm, saturated.Storm = 2000, 1e6
+	return []line{
+		{name + " 2000 connections/s that only close", kind, paced},
+		{name + " connections that only close, as many as one sender can", kind, saturated},
+	}
+}
+
+// lines are the cases of the table, but for the one at half load, whose rate
+// comes from another.
+func (b *bench) lines() []line {
 	noAck := func(o load.Options) load.Options { o.Ack = false; return o }
 	tags := b.options("packed", 4)
 	tags.Tags = 10000
-	storm := b.options("packed", 1)
-	storm.Storm = 2000
 	idle := b.options("packed", 1)
 	idle.Idle, idle.Rate = 10000, 10000
-	cases := []struct {
-		name, kind string
-		o          load.Options
-	}{
+	all := []line{
 		{"limit: copy to the page cache, packed", "cache", noAck(b.options("packed", 4))},
 		{"limit: copy by O_DIRECT, packed", "direct", noAck(b.options("packed", 4))},
 		{"weir packed", "weir", b.options("packed", 4)},
@@ -242,25 +175,33 @@ func (b *bench) table() error {
 		{"weir message, 64 connections", "weir", b.options("message", 64)},
 		{"weir message, no ack", "weir", noAck(b.options("message", 4))},
 		{"weir json, 4 connections", "weir", b.options("json", 4)},
-		{"weir 2000 connections/s that only close", "weir", storm},
-		{"weir packed beside 10,000 idle connections", "weir", idle},
 	}
-	if b.otel != "" {
+	all = append(all, b.storms("weir", "weir")...)
+	all = append(all, line{"weir packed beside 10,000 idle connections", "weir", idle})
+	for _, p := range b.peers {
 		for _, mode := range []string{"packed", "forward", "gzip", "message"} {
-			cases = append(cases, struct {
-				name, kind string
-				o          load.Options
-			}{"OpenTelemetry fluentforward " + mode, "otel", b.options(mode, 4)})
+			all = append(all, line{p.name + " " + mode, p.kind, b.options(mode, 4)})
+		}
+		all = append(all, b.storms(p.name, p.kind)...)
+	}
+	return all
+}
+
+// table runs all cases.
+func (b *bench) table() error {
+	for _, p := range b.peers {
+		if p.version != "" {
+			fmt.Printf("%s: %s\n", p.name, p.version)
 		}
 	}
 	fmt.Println("| case | CPU s/GB | × O_DIRECT copy | CPU µs/event | events/s | MB/s | ack p50 / p99 ms | peak RSS MiB |")
 	fmt.Println("|---|---|---|---|---|---|---|---|")
 	direct, packed := 0.0, 0.0
-	for _, c := range cases {
+	for _, c := range b.lines() {
 		if !strings.Contains(c.name, b.only) {
 			continue
 		}
-		r, err := b.measure(c.kind, c.o)
+		r, err := b.measure(c)
 		if err != nil {
 			fmt.Printf("| %s | failed: %v |\n", c.name, err)
 			continue
@@ -279,12 +220,12 @@ func (b *bench) table() error {
 		}
 		return nil
 	}
-	half := b.options("packed", 4)
-	half.Rate, half.Window = packed/2, 4
-	if r, err := b.measure("weir", half); err != nil {
-		fmt.Printf("| weir packed at half load | failed: %v |\n", err)
+	half := line{"weir packed at half load", "weir", b.options("packed", 4)}
+	half.load.Rate, half.load.Window = packed/2, 4
+	if r, err := b.measure(half); err != nil {
+		fmt.Printf("| %s | failed: %v |\n", half.name, err)
 	} else {
-		b.row("weir packed at half load", r, direct)
+		b.row(half.name, r, direct)
 	}
 	fmt.Println()
 	if err := b.output(); err != nil {
@@ -309,15 +250,19 @@ func (b *bench) row(name string, r *load.Report, direct float64) {
 	if r.Ack != nil {
 		ack = fmt.Sprintf("%.2f / %.2f", r.Ack.P50, r.Ack.P99)
 	}
-	ratio, micros := 0.0, cell("%.2f", r.Server.CPUMicrosPerEvent)
+	ratio, micros, rate := 0.0, cell("%.2f", r.Server.CPUMicrosPerEvent), cell("%.0f", r.EventsPerSecond)
 	if direct > 0 {
 		ratio = r.Server.CPUSecondsPerGB / direct
 	}
 	if r.Events == 0 {
 		micros = cell("%.1f a connection", r.Server.CPUMicrosConnection)
+		rate = fmt.Sprintf("%.0f connections", float64(r.Connections)/r.Seconds)
+		if n := r.Kernel["TCPSynRetrans"]; n > 0 {
+			rate += fmt.Sprintf(", %d SYNs sent again", n)
+		}
 	}
 	fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %.0f |\n", name, cell("%.2f", r.Server.CPUSecondsPerGB), cell("%.2f", ratio), micros,
-		cell("%.0f", r.EventsPerSecond), cell("%.0f", r.BytesPerSecond/1e6), ack, float64(r.Server.PeakRSS)/(1<<20))
+		rate, cell("%.0f", r.BytesPerSecond/1e6), ack, float64(r.Server.PeakRSS)/(1<<20))
 }
 
 // decompression is the limit of the mode gzip: what reading the payload once
