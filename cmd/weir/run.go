@@ -55,7 +55,8 @@ type server struct {
 	routes  map[string]*route // by label
 	sources []*source
 	http    *status.Server
-	path    string // of the configuration
+	status  net.Listener // of http
+	path    string       // of the configuration
 
 	statusCerts *certs.Store // nil without TLS
 
@@ -95,6 +96,7 @@ func run(ctx context.Context, o runOptions) error {
 		s.closeSources()
 		return errors.Join(err, s.closeMatches(ctx))
 	}
+	s.sampleOnce(time.Now()) // what is dropped from here on is seen
 	s.serve(ctx)
 	s.serving.Go(func() { s.watchHealth(ctx) })
 	s.serving.Go(func() { s.sample(ctx) })
@@ -227,7 +229,7 @@ func (s *server) listenStatus(ctx context.Context) error {
 		scheme, nl = "https://", tls.NewListener(l, s.statusCerts.TLS())
 	}
 	s.log.Info("status endpoint", zap.String("url", scheme+l.Addr().String()))
-	s.serving.Go(func() { s.fail(s.http.Serve(nl)) })
+	s.status = nl
 	return nil
 }
 
@@ -265,6 +267,7 @@ func (s *server) serve(ctx context.Context) {
 			s.serving.Go(func() { s.fail(src.server.ServeUDP(pc)) })
 		}
 	}
+	s.serving.Go(func() { s.fail(s.http.Serve(s.status)) })
 }
 
 // fail ends weir because a part of it ended with an error.

@@ -91,20 +91,21 @@ func newSampler(log *zap.Logger) *sampler {
 		table: paced{share: walkShare, longest: longestPeriod}, sysctls: paced{share: walkShare, longest: longestPeriod}}
 }
 
-// sample looks each second until ctx ends.
+// sample looks each second until ctx ends, and first after one.
 func (s *server) sample(ctx context.Context) {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	for {
-		s.sampleOnce(time.Now())
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			s.sampleOnce(time.Now())
 		}
 	}
 }
 
+// sampleOnce looks; changes of counters are told from the second look on.
 func (s *server) sampleOnce(now time.Time) {
 	sm := s.sampler
 	sm.sysctls.run(now, sm.readSysctls)

@@ -28,8 +28,6 @@ type causes struct {
 func newCauses(t *testing.T, o options) *causes {
 	c := &causes{weir: start(t, o), noise: []string{alert.DiskLow, alert.CommitSlow}}
 	c.requireOn(t)
-	// Counters are compared from the second look on.
-	time.Sleep(1100 * time.Millisecond)
 	return c
 }
 
@@ -43,7 +41,7 @@ func (c *causes) requireOn(t *testing.T, want ...string) {
 func (c *causes) requireOnWhile(t *testing.T, again func(), want ...string) {
 	t.Helper()
 	slices.Sort(want)
-	waitFor(t, 60*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		again()
 		got := []string{}
 		for _, a := range c.snapshot().Alerts {
@@ -209,7 +207,7 @@ func causeMemory(t *testing.T) {
 	if _, err := half.Write(msg[:800_000]); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if q := findQueue(c.snapshot(), "memory"); q.Depth < 500_000 {
 			return fmt.Errorf("%+v", q)
 		}
@@ -246,7 +244,7 @@ func causeDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if !strings.Contains(c.log.String(), `"alert":"`+alert.AcceptStarved) {
 			return fmt.Errorf("no %s in the log", alert.AcceptStarved)
 		}
@@ -287,12 +285,12 @@ func causeDiskFull(t *testing.T) {
 	if err == nil {
 		t.Fatal("a full disk takes everything")
 	}
-	c.requireOnWhile(t, func() { c.heartbeat() }, alert.DiskLow, alert.CommitFailing, alert.NotReady, alert.HeartbeatsForgotten)
+	c.requireOnWhile(t, func() { c.heartbeat(200 * time.Millisecond) }, alert.DiskLow, alert.CommitFailing, alert.NotReady, alert.HeartbeatsForgotten)
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
-	waitFor(t, 20*time.Second, func() error { return c.sendOne("x", "after", 1) })
+	waitFor(t, patience, func() error { return c.sendOne("x", "after", 1) })
 	c.requireOver(t, alert.DiskLow, alert.CommitFailing, alert.NotReady, alert.HeartbeatsForgotten)
 }
 

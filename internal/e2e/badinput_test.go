@@ -21,7 +21,7 @@ func refusesToStart(t *testing.T, o options, words ...string) {
 	w := launch(t, o)
 	select {
 	case <-w.waited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("weir runs:\n%s", w.log)
 	}
 	if w.cmd.ProcessState.ExitCode() != 1 {
@@ -169,13 +169,13 @@ func TestBufferDiskFull(t *testing.T) {
 	if refused != 3 {
 		t.Fatalf("%d messages refused on a full disk, %d events acked", refused, acked)
 	}
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if s := w.snapshot(); s.Ready() || !strings.Contains(fmt.Sprint(s.Problems), "no space left") {
 			return fmt.Errorf("problems %q on a full disk", s.Problems)
 		}
 		return nil
 	})
-	if w.heartbeat() {
+	if w.heartbeat(200 * time.Millisecond) {
 		t.Error("a UDP heartbeat is answered although nothing can be stored")
 	}
 	if s := w.snapshot(); s.Traffic.Refused["storage"] == 0 {
@@ -187,8 +187,8 @@ func TestBufferDiskFull(t *testing.T) {
 	if err := send(); err != nil {
 		t.Fatalf("with space again: %v", err)
 	}
-	waitFor(t, 10*time.Second, func() error {
-		if s := w.snapshot(); !s.Ready() || !w.heartbeat() {
+	waitFor(t, patience, func() error {
+		if s := w.snapshot(); !s.Ready() || !w.heartbeat(time.Second) {
 			return fmt.Errorf("not ready with space again: %q", s.Problems)
 		}
 		return nil
@@ -197,8 +197,8 @@ func TestBufferDiskFull(t *testing.T) {
 	w.stop()
 }
 
-// heartbeat sends a UDP heartbeat and reports whether it is answered.
-func (w *weir) heartbeat() bool {
+// heartbeat sends a UDP heartbeat and reports whether it is answered in time.
+func (w *weir) heartbeat(within time.Duration) bool {
 	w.t.Helper()
 	c, err := net.Dial("udp", w.addr)
 	if err != nil {
@@ -208,7 +208,7 @@ func (w *weir) heartbeat() bool {
 	if _, err := c.Write([]byte{0}); err != nil {
 		w.t.Fatal(err)
 	}
-	c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	c.SetReadDeadline(time.Now().Add(within))
 	_, err = c.Read(make([]byte, 8))
 	return err == nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -55,6 +56,13 @@ func TestCapturesAreStored(t *testing.T) {
 				if _, err := conn.Write(half); err != nil {
 					t.Fatal(err)
 				}
+			}
+			// Closing with acks unread would be a reset, which takes what weir has not read.
+			if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, conn); err != nil {
+				t.Fatal(err)
 			}
 			conn.Close()
 			for _, m := range d.Client {

@@ -20,7 +20,7 @@ type client struct {
 }
 
 func dial(addr string) (*client, error) {
-	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	conn, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func (c *client) send(tag, chunk string, first, last int) error {
 
 // sendMessage writes an encoded message and waits for the ack of its chunk.
 func (c *client) sendMessage(msg []byte, chunk string) error {
-	if err := c.conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	if _, err := c.conn.Write(msg); err != nil {

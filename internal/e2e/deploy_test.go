@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
@@ -59,7 +58,7 @@ func TestDashboardAndRules(t *testing.T) {
 	}
 	var metrics string
 	var missing error
-	waitFor(t, 15*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		r, err := http.Get("http://" + w.status + "/metrics")
 		if err != nil {
 			return err

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -103,7 +102,7 @@ func TestDoctorFindsSomaxconn(t *testing.T) {
 	}
 	own := func(want int) {
 		t.Helper()
-		waitFor(t, 20*time.Second, func() error {
+		waitFor(t, patience, func() error {
 			var s status.Snapshot
 			if err := json.Unmarshal([]byte(ns.get(t, "http://"+w.status+"/api/queues.json")), &s); err != nil {
 				return err
@@ -123,7 +122,7 @@ func TestDoctorFindsSomaxconn(t *testing.T) {
 	own(1)
 	logged := func(want string) {
 		t.Helper()
-		waitFor(t, 10*time.Second, func() error {
+		waitFor(t, patience, func() error {
 			for line := range strings.Lines(w.log.String()) {
 				if strings.Contains(line, want) && strings.Contains(line, `"check":"backlog"`) {
 					return nil

@@ -34,7 +34,7 @@ func (w *weir) traced(args ...string) (stop func() string) {
 	if err := cmd.Start(); err != nil {
 		w.t.Fatalf("%v; apt-get install strace", err)
 	}
-	waitFor(w.t, 20*time.Second, func() error {
+	waitFor(w.t, patience, func() error {
 		if !strings.Contains(log.String(), "attached") {
 			return fmt.Errorf("strace is not attached: %s", log)
 		}
@@ -127,7 +127,7 @@ func TestFsyncFails(t *testing.T) {
 			t.Error("acked although fdatasync fails")
 		}
 	}
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if s := w.snapshot(); s.Ready() || !strings.Contains(fmt.Sprint(s.Problems), "input/output error") {
 			return fmt.Errorf("problems %q while fdatasync fails", s.Problems)
 		}
@@ -136,8 +136,8 @@ func TestFsyncFails(t *testing.T) {
 	if trace := stop(); !strings.Contains(trace, "INJECTED") {
 		t.Fatalf("no fdatasync was made to fail:\n%s", trace)
 	}
-	waitFor(t, 20*time.Second, send)
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, send)
+	waitFor(t, patience, func() error {
 		if s := w.snapshot(); !s.Ready() {
 			return fmt.Errorf("not ready on a disk that is well: %q", s.Problems)
 		}
@@ -173,7 +173,8 @@ func TestDiskStalls(t *testing.T) {
 	w := start(t, options{source: "memory_limit 2m"})
 	before := w.rss()
 	most := before
-	stop := w.traced("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=2000000")
+	const stall = 4 * time.Second
+	stop := w.traced("-e", "trace=fdatasync", "-e", fmt.Sprintf("inject=fdatasync:delay_enter=%d", stall.Microseconds()))
 	load := &ackedLoad{acked: map[int]bool{}}
 	done := make(chan struct{})
 	wait := load.run(t, w.addr, 8, done)
@@ -198,11 +199,11 @@ func TestDiskStalls(t *testing.T) {
 	}()
 	begin := time.Now()
 	for beats := 0; time.Since(begin) < 3*time.Second; beats++ {
-		if !w.heartbeat() {
+		if !w.heartbeat(stall - stall/4) {
 			t.Errorf("UDP heartbeat %d is not answered while the disk stalls", beats)
 		}
 		at := time.Now()
-		conn, err := net.DialTimeout("tcp", w.addr, 2*time.Second)
+		conn, err := net.DialTimeout("tcp", w.addr, patience)
 		if err != nil {
 			t.Fatalf("TCP heartbeat %d after %v: %v", beats, time.Since(at), err)
 		}
@@ -226,7 +227,7 @@ func TestDiskStalls(t *testing.T) {
 	push.conn.Close()
 	stop()
 	acks := load.count()
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if load.count() == acks {
 			return errors.New("no ack after the disk went on")
 		}
@@ -278,7 +279,7 @@ func fillDisk(t *testing.T, size string) {
 	if err := os.Remove(dead); err != nil { // the output empties the buffer: space returns
 		t.Fatal(err)
 	}
-	waitFor(t, 60*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if c, err = dial(w.addr); err != nil {
 			return err
 		}
@@ -348,7 +349,7 @@ func TestBufferBecomesReadOnly(t *testing.T) {
 			t.Error("acked on a read-only file system")
 		}
 	}
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if s := w.snapshot(); s.Ready() || !strings.Contains(fmt.Sprint(s.Problems), "read-only file system") {
 			return fmt.Errorf("problems %q", s.Problems)
 		}
@@ -356,7 +357,7 @@ func TestBufferBecomesReadOnly(t *testing.T) {
 	})
 	stop()
 	remount(0)
-	waitFor(t, 20*time.Second, send)
+	waitFor(t, patience, send)
 	requireAcked(t, w.delivered(), acked)
 	w.stop()
 }
@@ -386,7 +387,7 @@ func TestBufferDirectoryVanishes(t *testing.T) {
 		}
 		c.conn.Close()
 	}
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if s := w.snapshot(); s.Ready() || !regexp.MustCompile(`buffer.*(no such file|removed)`).MatchString(fmt.Sprint(s.Problems)) {
 			return fmt.Errorf("problems %q", s.Problems)
 		}

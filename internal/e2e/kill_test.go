@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"testing"
-	"time"
 )
 
 // TestKillUnderAckedLoad kills weir ten times while acks flow. What was acked
@@ -19,7 +18,7 @@ func TestKillUnderAckedLoad(t *testing.T) {
 		wait := load.run(t, w.addr, senders, stop)
 		before := load.count()
 		// Kill in the midst of it, after a different number of acks each time.
-		waitFor(t, 20*time.Second, func() error {
+		waitFor(t, patience, func() error {
 			if got := load.count() - before; got < (k+1)*5*eventsPerMessage {
 				return fmt.Errorf("%d events acked in round %d", got, k)
 			}

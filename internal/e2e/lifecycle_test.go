@@ -36,7 +36,7 @@ func TestStopDrains(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.signal(syscall.SIGTERM)
-	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(patience))
 	acks, _ := io.ReadAll(conn) // ends with a reset: half a message is unread
 	if n := bytes.Count(acks, []byte("\xa3ack")); n != messages {
 		t.Errorf("%d of %d messages acked", n, messages)
@@ -76,7 +76,7 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 			}
 		}
 	}()
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		for _, q := range w.snapshot().Queues {
 			if q.Name == "memory" && q.Depth > int64(len(msg)) {
 				return nil
@@ -85,7 +85,7 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 		return fmt.Errorf("no message waits")
 	})
 	w.signal(syscall.SIGTERM)
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if !strings.Contains(w.log.String(), "stopping") {
 			return fmt.Errorf("not stopping")
 		}
@@ -94,7 +94,7 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 	w.signal(syscall.SIGTERM)
 	select {
 	case <-w.waited:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("weir goes on after a second SIGTERM")
 	}
 	if w.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(w.log.String(), "stopped at once") {
@@ -126,7 +126,7 @@ func TestReload(t *testing.T) {
 	}
 	granted := func(want int, in string) {
 		t.Helper()
-		waitFor(t, 10*time.Second, func() error {
+		waitFor(t, patience, func() error {
 			if got := w.snapshot().Listeners[0].Granted; got != want || !strings.Contains(w.log.String(), in) {
 				return fmt.Errorf("backlog %d, want %d, and %q in the log", got, want, in)
 			}
@@ -213,7 +213,7 @@ func TestCopy(t *testing.T) {
 	if err := c.send("copy", "id", 0, 5); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		s := w.snapshot()
 		if len(s.Balance) != 2 || s.Balance[0].Delivered != 5 || s.Balance[1].Buffered != 5 || s.Outputs[1].Retries == 0 {
 			return fmt.Errorf("%+v", s.Balance)
@@ -266,7 +266,7 @@ func TestUDPHeartbeat(t *testing.T) {
 	if _, err := c.Write([]byte{0}); err != nil {
 		t.Fatal(err)
 	}
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(patience))
 	b := make([]byte, 8)
 	if n, err := c.Read(b); err != nil || n != 1 || b[0] != 0 {
 		t.Errorf("answer %q, %v", b[:n], err)

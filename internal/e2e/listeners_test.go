@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"weir/internal/queue"
 	"weir/internal/status"
@@ -30,12 +29,12 @@ func TestListenersSplit(t *testing.T) {
 		return qs
 	}
 	names := []string{w.addr, w.addr + "#2", w.addr + "#3"}
-	w.signal(syscall.SIGSTOP)
+	w.halt()
 	var conns []*os.File
 	if err := ns.Do(func() (err error) { conns, err = connectAll(w.addr, 300); return err }); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		return ns.Do(func() error {
 			if n, err := listenOverflows(); err != nil || n < 300-3*21 {
 				return fmt.Errorf("%d overflows, %v", n, err)
@@ -47,7 +46,7 @@ func TestListenersSplit(t *testing.T) {
 		c.Close()
 	}
 	w.signal(syscall.SIGCONT)
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		s := snapshotIn(t, ns, w)
 		dropped := map[string]bool{}
 		for _, a := range s.Alerts {
@@ -106,7 +105,7 @@ func TestListenersSplit(t *testing.T) {
 		t.Errorf("check with tcp_migrate_req 1:\n%s", out)
 	}
 	w.signal(syscall.SIGHUP)
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		var got []int64
 		for _, q := range parts(snapshotIn(t, ns, w)) {
 			got = append(got, q.Capacity)

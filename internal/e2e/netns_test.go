@@ -8,10 +8,10 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +32,7 @@ func (n *netns) client() *http.Client {
 		DisableKeepAlives: true,
 		DialContext: func(_ context.Context, network, addr string) (c net.Conn, err error) {
 			err = n.Do(func() error {
-				c, err = net.DialTimeout(network, addr, 2*time.Second)
+				c, err = net.DialTimeout(network, addr, patience)
 				return err
 			})
 			return c, err
@@ -107,7 +107,7 @@ func TestBacklogMismatchWarns(t *testing.T) {
 func TestBurstIsSeen(t *testing.T) {
 	ns := newNetns(t, 128)
 	w := start(t, options{source: "backlog 128", run: ns.Do, client: ns.client()})
-	w.signal(syscall.SIGSTOP)
+	w.halt()
 	const burst = 500
 	var conns []*os.File
 	defer func() {
@@ -124,7 +124,7 @@ func TestBurstIsSeen(t *testing.T) {
 	// Overflow is counted when the SYNs arrive: wait until the kernel has seen
 	// the whole burst, then let weir go on.
 	var overflows uint64
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		return ns.Do(func() (err error) {
 			if overflows, err = listenOverflows(); err == nil && overflows < burst-129 {
 				err = fmt.Errorf("%d overflows", overflows)
@@ -134,7 +134,7 @@ func TestBurstIsSeen(t *testing.T) {
 	})
 	w.signal(syscall.SIGCONT)
 	var metrics string
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		metrics = ns.get(t, "http://"+w.status+"/metrics")
 		peak := metric(metrics, fmt.Sprintf("weir_queue_peak{name=%q,queue=\"accept\"}", w.addr))
 		if peak != 129 {
@@ -148,6 +148,56 @@ func TestBurstIsSeen(t *testing.T) {
 	}
 	if got := metric(metrics, `weir_kernel_total{counter="ListenOverflows"}`); got < float64(overflows) {
 		t.Errorf("ListenOverflows in metrics %v, kernel said %d", got, overflows)
+	}
+}
+
+// halt stops the process with SIGSTOP and waits until it has: signals are
+// delivered to a thread at a time.
+func (w *weir) halt() {
+	w.t.Helper()
+	w.signal(syscall.SIGSTOP)
+	waitFor(w.t, patience, w.halted)
+}
+
+// halted is nil once every thread of weir has stopped.
+func (w *weir) halted() error {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", w.cmd.Process.Pid))
+	if err != nil {
+		return err
+	}
+	for _, task := range tasks {
+		stat, err := os.ReadFile(task)
+		if err != nil {
+			return err
+		}
+		// proc_pid_stat(5): the state follows the name in parentheses.
+		if _, after, ok := strings.Cut(string(stat), ") "); !ok || after[0] != 'T' {
+			return fmt.Errorf("a thread goes on: %s", stat)
+		}
+	}
+	return nil
+}
+
+// connected waits until each connection of connectAll is established.
+func connected(t *testing.T, conns []*os.File) {
+	t.Helper()
+	for _, c := range conns {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, patience, func() (err error) {
+			p := []unix.PollFd{{Events: unix.POLLOUT}}
+			if ctlErr := raw.Control(func(fd uintptr) {
+				p[0].Fd = int32(fd)
+				if _, err = unix.Poll(p, 0); err == nil && p[0].Revents != unix.POLLOUT {
+					err = fmt.Errorf("not connected: events %#x", p[0].Revents)
+				}
+			}); ctlErr != nil {
+				t.Fatal(ctlErr)
+			}
+			return err
+		})
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"weir/internal/testns"
 )
@@ -44,7 +43,7 @@ func TestREADME(t *testing.T) {
 				syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 				cmd.Wait()
 			})
-			waitFor(t, 2*time.Minute, func() error {
+			waitFor(t, patience, func() error {
 				if !strings.Contains(log.String(), "status endpoint") {
 					return fmt.Errorf("not started: %s", &log)
 				}
@@ -52,12 +51,14 @@ func TestREADME(t *testing.T) {
 			})
 			continue
 		case "cat weir-data/logs/app.hello.*": // "a second later"
-			waitFor(t, 10*time.Second, func() error {
+			waitFor(t, patience, func() error {
 				files, _ := filepath.Glob(filepath.Join(repo, "weir-data/logs/app.hello.*"))
-				if len(files) == 0 {
-					return fmt.Errorf("no file yet: %s", &log)
+				for _, f := range files { // a new file is empty for a moment
+					if strings.HasSuffix(string(readFile(t, f)), "\n") {
+						return nil
+					}
 				}
-				return nil
+				return fmt.Errorf("nothing there yet: %s", &log)
 			})
 		}
 		cmd := command(line)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"time"
 )
 
 // TestReconnectStorm: weir is killed under two thousand senders, which come back
@@ -13,7 +12,7 @@ func TestReconnectStorm(t *testing.T) {
 	const senders = 2000
 	w := start(t, options{})
 	conns := openMany(t, w.addr, senders)
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		for _, q := range w.snapshot().Queues {
 			if q.Name == "connections" && q.Depth < senders {
 				return fmt.Errorf("%d connections", q.Depth)

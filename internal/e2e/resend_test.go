@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestResentChunks sends chunks again, on the same connection and on others,
@@ -36,7 +35,7 @@ func TestResentChunks(t *testing.T) {
 	w.kill()
 	w = start(t, o)
 	send(w)
-	waitFor(t, 20*time.Second, func() error { // the table of senders is sampled
+	waitFor(t, patience, func() error { // the table of senders is sampled
 		got := w.snapshot()
 		if got.Traffic.Duplicates != chunks || len(got.Senders) == 0 || got.Senders[0].Resends != chunks {
 			return fmt.Errorf("after the kill: %d duplicates, senders %+v", got.Traffic.Duplicates, got.Senders)
@@ -86,7 +85,7 @@ func TestResentRest(t *testing.T) {
 			t.Fatalf("round %d: %d items in quarantine, want %d", round, n, len(chunks))
 		}
 	}
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if n := len(w.delivered()); n != 2 {
 			return fmt.Errorf("%d events delivered, want 2", n)
 		}

@@ -6,7 +6,6 @@ import (
 	"sort"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/fluent/fluent-logger-golang/fluent"
 )
@@ -65,7 +64,7 @@ func TestGoSender(t *testing.T) {
 			}
 			logger, err := fluent.New(fluent.Config{
 				FluentNetwork: network, TlsInsecureSkipVerify: c.tls, FluentHost: host, FluentPort: port, RequestAck: c.ack, SubSecondPrecision: c.subsec,
-				MarshalAsJSON: c.marshalJSON, WriteTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, MaxRetry: 1,
+				MarshalAsJSON: c.marshalJSON, WriteTimeout: patience, ReadTimeout: patience, MaxRetry: 1,
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -135,7 +134,7 @@ func TestNodeSender(t *testing.T) {
 // ended before weir has read all.
 func waitReceived(t *testing.T, w *weir, n uint64) {
 	t.Helper()
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		var got uint64
 		for _, b := range w.snapshot().Balance {
 			got += b.Received

@@ -40,7 +40,7 @@ func statusAccess(t *testing.T, mode string) {
 	}
 	w := launch(t, options{dir: dir, monitor: fmt.Sprintf("  username ops\n  password s3cret-word\n  <transport tls>\n    %s\n  </transport>\n", mode)})
 	addr := w.status
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	ask := func(path, user, password string) (int, string) {
 		t.Helper()
 		r, err := http.NewRequest(http.MethodGet, "https://"+addr+path, nil)
@@ -61,7 +61,7 @@ func statusAccess(t *testing.T, mode string) {
 		}
 		return resp.StatusCode, string(b)
 	}
-	waitFor(t, 20*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		if code, body := ask("/readyz", "", ""); code != http.StatusOK {
 			return fmt.Errorf("%d %s", code, body)
 		}

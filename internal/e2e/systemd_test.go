@@ -69,19 +69,19 @@ func TestInheritedSocketIsMended(t *testing.T) {
 	// The socket is made under the small limit; then the limit is raised, and
 	// the first connection makes systemd-socket-activate start weir.
 	var c net.Conn
-	waitFor(t, 10*time.Second, func() error { return ns.Do(func() error { return listening(w.addr) }) })
+	waitFor(t, patience, func() error { return ns.Do(func() error { return listening(w.addr) }) })
 	if err := ns.SetSomaxconn(2 * after); err != nil {
 		t.Fatal(err)
 	}
 	if err := ns.Do(func() (err error) {
-		c, err = net.DialTimeout("tcp", w.addr, 5*time.Second)
+		c, err = net.DialTimeout("tcp", w.addr, patience)
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	want := fmt.Sprintf("weir_listener_backlog_granted{name=%q} %d\n", w.addr, after)
-	waitFor(t, 10*time.Second, func() error {
+	waitFor(t, patience, func() error {
 		r, err := ns.client().Get("http://" + w.status + "/readyz")
 		if err != nil {
 			return err
@@ -100,7 +100,7 @@ func TestInheritedSocketIsMended(t *testing.T) {
 	if _, err := c.Write(msg); err != nil {
 		t.Fatal(err)
 	}
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(patience))
 	if n, err := c.Read(make([]byte, 64)); err != nil || n == 0 {
 		t.Errorf("no ack over the inherited socket: %v", err)
 	}
@@ -158,7 +158,7 @@ func TestNotify(t *testing.T) {
 	expect := func(want string) {
 		t.Helper()
 		b := make([]byte, 4096)
-		l.SetReadDeadline(time.Now().Add(10 * time.Second))
+		l.SetReadDeadline(time.Now().Add(patience))
 		for {
 			n, err := l.Read(b)
 			if err != nil {

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // terminal is a tmux server of this test alone.
@@ -31,7 +30,7 @@ func (x *terminal) tmux(args ...string) string {
 // until waits for the screen to have all of these.
 func (x *terminal) until(want ...string) {
 	x.t.Helper()
-	waitFor(x.t, 20*time.Second, func() error {
+	waitFor(x.t, patience, func() error {
 		screen := x.tmux("capture-pane", "-p")
 		for _, s := range want {
 			if !strings.Contains(screen, s) {

@@ -62,6 +62,9 @@ func (s *sender) flushes(ctx, work context.Context) {
 	s.drop(nil)
 }
 
+// leastBeatWait is how long the answer to a UDP heartbeat may take at least.
+const leastBeatWait = time.Second
+
 // beat sends heartbeats of one sender: connections that are closed at once, or
 // datagrams that are answered.
 func (r *run) beat(ctx context.Context) {
@@ -83,7 +86,8 @@ func (r *run) beat(ctx context.Context) {
 		var err error
 		if udp != nil {
 			if _, err = udp.Write([]byte{0}); err == nil {
-				err = udp.SetReadDeadline(due.Add(every))
+				// From now, not from when it was due: what this process is late is no loss.
+				err = udp.SetReadDeadline(time.Now().Add(max(every, leastBeatWait)))
 			}
 			if err == nil {
 				_, err = udp.Read(b)
