@@ -38,7 +38,7 @@ install: share ## binary, man pages, completions, units and configuration below 
 test: deps lint unit fuzz-short ## everything: linters, race detector, real senders, short fuzzing
 
 unit: ## all tests with the race detector, real senders included
-	$(GO) test -race -timeout 10m ./...
+	$(GO) test -race -timeout 14m ./...
 
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l cmd forward buffer netopt internal); if [ -n "$$out" ]; then echo "gofmt -w these files:"; echo "$$out"; exit 1; fi
@@ -71,8 +71,8 @@ bench: build ## microbenchmarks, then the end-to-end table of docs/performance.m
 	$(GO) build -o bin/bench ./internal/bench
 	bin/bench -weir bin/weir -otel bin/otel -fluentd '$(FLUENTD)' -fluentbit '$(FLUENTBIT)'
 
-deps: ## what the tests need beside Go, by name from Debian and npm
-	@./internal/e2e/deps.sh
+deps: ## what the tests need beside Go, by name from Debian and npm, and Go's modules
+	@GO='$(GO)' TOOLS='$(STATICCHECK) $(NFPM)' ./internal/e2e/deps.sh
 
 clean:
 	rm -rf bin weir-data

@@ -1,9 +1,21 @@
 #!/usr/bin/env bash
 # Installs by name what the tests use beside Go: a C compiler for the race
 # detector, Python's and Node's Forward senders, a browser, tmux, systemd's tools. As root
-# it installs what is missing; otherwise it says what to install.
+# it installs what is missing; otherwise it says what to install. It fetches Go's
+# modules as well, and builds the commands in TOOLS, so that no test waits for a
+# network or for a compiler. What a network can fail at is tried again.
 set -euo pipefail
 cd "$(dirname "$0")"
+
+retry() { # retry COMMAND...
+	local pause
+	for pause in 5 15 30; do
+		"$@" && return
+		echo "tried again in $pause s: $*" >&2
+		sleep "$pause"
+	done
+	"$@"
+}
 
 missing=()
 need() { # need COMMAND PACKAGE
@@ -27,13 +39,19 @@ if [ ${#missing[@]} -gt 0 ]; then
 		exit 1
 	fi
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+	apt=(apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
+	install() { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null; }
+	retry install
 fi
 
 # The versions are in package-lock.json.
 if [ ! -d testdata/node/node_modules/@fluent-org/logger ] ||
 	[ testdata/node/package-lock.json -nt testdata/node/node_modules ]; then
-	npm ci --prefix testdata/node --no-audit --no-fund --loglevel=error
+	retry npm ci --prefix testdata/node --no-audit --no-fund --loglevel=error
 	touch testdata/node/node_modules
 fi
+
+retry "${GO:-go}" list -deps -test ../../... >/dev/null
+for tool in ${TOOLS:-}; do
+	retry "${GO:-go}" run "$tool" --version >/dev/null
+done
