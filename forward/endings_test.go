@@ -24,6 +24,7 @@ func TestHalfClosed(t *testing.T) {
 			c.TLS = serverTLS(t)
 			r = serve(t, c)
 		}
+		requireRest(t, r.Server)
 		conn := r.dial()
 		w := io.Writer(conn)
 		if secure {
@@ -46,7 +47,15 @@ func TestHalfClosed(t *testing.T) {
 			st := r.Stats()
 			return st.Events["packed"] == 1 && st.Open == 0 && st.MemoryHeld == 0
 		})
+		requireRest(t, r.Server)
 	}
+}
+
+// requireRest waits until nothing is watched for a half-closed connection: without
+// a busy session the server wakes for none.
+func requireRest(t *testing.T, s *Server) {
+	t.Helper()
+	eventually(t, "the watch rests", func() bool { return !s.halfClosed.on.Load() && s.halfClosed.sessions.Load() == 0 })
 }
 
 // blocking is a Handler that blocks until it is released, as a full buffer does.
@@ -79,6 +88,7 @@ func (h *blocking) Handle(ctx context.Context, m *Message) {
 func TestHalfClosedUnread(t *testing.T) {
 	h := &blocking{begun: make(chan struct{}, 1), release: make(chan struct{})}
 	r := serve(t, Config{Handler: h, busyGrace: busyGrace})
+	requireRest(t, r.Server)
 	conn := r.dial()
 	message := pack([]any{"t", stream(100)})
 	// More than one read takes, and little enough for the kernel's receive

@@ -108,21 +108,22 @@ type Config struct {
 
 // Server receives messages on any number of listeners.
 type Server struct {
-	config    Config
-	limits    parserLimits
-	log       *zap.Logger
-	memory    budget
-	buffers   buffers
-	inflater  inflater
-	counters  counters
-	names     names
-	refusals  logLimiter
-	penalties penalties
-	senders   senderTable
-	acks      ackQueue
-	nonce     func(b []byte) // fills b with random bytes
-	tag       []byte         // replaces tags, if not empty
-	tagPrefix []byte         // with its dot
+	config     Config
+	limits     parserLimits
+	log        *zap.Logger
+	memory     budget
+	buffers    buffers
+	inflater   inflater
+	counters   counters
+	names      names
+	refusals   logLimiter
+	penalties  penalties
+	senders    senderTable
+	acks       ackQueue
+	halfClosed halfClosedWatch
+	nonce      func(b []byte) // fills b with random bytes
+	tag        []byte         // replaces tags, if not empty
+	tagPrefix  []byte         // with its dot
 
 	ctx      context.Context // of handlers and waits
 	cancel   context.CancelFunc
@@ -182,6 +183,8 @@ func NewServer(c Config) (*Server, error) {
 		defer close(s.acksDone)
 		s.acks.run()
 	}()
+	s.halfClosed.timer = time.NewTimer(watchInterval)
+	s.halfClosed.on.Store(true)
 	s.watcher.Go(s.watchHalfClosed)
 	return s, nil
 }

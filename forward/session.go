@@ -126,6 +126,7 @@ func newSession(srv *Server, conn net.Conn) *session {
 
 // serve runs the connection from its first byte to its last.
 func (s *session) serve(ctx context.Context) {
+	defer s.idle()
 	defer s.conn.Close()
 	defer s.giveBuffer()
 	err := s.readProxyHeader()
@@ -350,6 +351,7 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	}
 	if m.Events == 0 && m.Invalid == nil {
 		m.Done(nil) // nothing to store
+		s.idle()
 		return nil
 	}
 	s.busy(m.Received)

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,35 +33,12 @@ type PortStates struct {
 	Unread, Unsent int64
 }
 
-// Port reads the states of a local port by sock_diag(7), with the port as a
-// filter in the kernel; both address families are asked, since a listener of
-// both has its IPv4 connections under IPv6.
-func Port(port int) (PortStates, error) {
-	return readPort(port, []uint8{unix.AF_INET, unix.AF_INET6}, 1<<stateEstablished|1<<stateSynRecv|1<<stateFinWait1|1<<stateFinWait2|
-		1<<stateTimeWait|1<<stateCloseWait|1<<stateLastAck|1<<stateClosing|1<<stateNewSynRecv)
-}
-
-// HalfOpen counts the half-open connections of a listener's port. It costs a tenth
-// of Port where there are many connections: the kernel passes those by. Only the
-// listener's own family is asked; one of both has its IPv4 connections under IPv6.
-func HalfOpen(listener *net.TCPAddr) (int, error) {
-	family := uint8(unix.AF_INET6)
-	if listener.IP.To4() != nil {
-		family = unix.AF_INET
-	}
-	p, err := readPort(listener.Port, []uint8{family}, 1<<stateSynRecv|1<<stateNewSynRecv)
-	return p.SynRecv, err
-}
-
-func readPort(port int, families []uint8, states uint32) (PortStates, error) {
-	var p PortStates
-	for _, family := range families {
-		if err := dumpPort(family, uint16(port), states, &p); err != nil {
-			return PortStates{}, fmt.Errorf("connections of port %d: %w", port, err)
-		}
-	}
-	return p, nil
-}
+// States that are asked for, as idiag_states of sock_diag(7) has them.
+const (
+	statesOfPort = 1<<stateEstablished | 1<<stateSynRecv | 1<<stateFinWait1 | 1<<stateFinWait2 |
+		1<<stateTimeWait | 1<<stateCloseWait | 1<<stateLastAck | 1<<stateClosing | 1<<stateNewSynRecv
+	statesWaiting = 1<<stateSynRecv | 1<<stateNewSynRecv | 1<<stateCloseWait
+)
 
 // Sizes of struct inet_diag_req_v2, inet_diag_msg (linux/inet_diag.h),
 // unix_diag_req and unix_diag_msg (linux/unix_diag.h).
@@ -73,12 +50,13 @@ const (
 	netlinkRoom = 64 << 10
 )
 
-func dumpPort(family uint8, port uint16, states uint32, p *PortStates) error {
+// dump adds up the connections of a local port in those states.
+func (d *diag) dump(family uint8, port uint16, states uint32, p *PortStates) error {
 	req := make([]byte, inetReqLen)
 	req[0], req[1] = family, unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(req[4:], states)
 	binary.BigEndian.PutUint16(req[8:], port) // id.idiag_sport
-	err := diag(req, unix.NLM_F_DUMP, func(m []byte) {
+	err := d.ask(req, unix.NLM_F_DUMP, func(m []byte) {
 		if len(m) < inetMsgLen || binary.BigEndian.Uint16(m[4:]) != port {
 			return
 		}
@@ -110,7 +88,7 @@ func dumpPort(family uint8, port uint16, states uint32, p *PortStates) error {
 }
 
 // unixQueue reads the accept queue of a listening unix socket.
-func unixQueue(fd int) (depth, backlog int, err error) {
+func (d *diag) unixQueue(fd int) (depth, backlog int, err error) {
 	const (
 		showRqlen  = 0x10 // UDIAG_SHOW_RQLEN
 		attrRqlen  = 4    // UNIX_DIAG_RQLEN
@@ -129,7 +107,7 @@ func unixQueue(fd int) (depth, backlog int, err error) {
 		req[i] = 0xff // any cookie
 	}
 	found := false
-	err = diag(req, 0, func(m []byte) {
+	err = d.ask(req, 0, func(m []byte) {
 		for a := m[min(unixMsgLen, len(m)):]; len(a) >= attrHeader; {
 			n := int(binary.NativeEndian.Uint16(a))
 			if n < attrHeader || n > len(a) {
@@ -152,40 +130,67 @@ func unixQueue(fd int) (depth, backlog int, err error) {
 	return depth, backlog, nil
 }
 
-// diag sends one sock_diag request and calls each with the body of every
-// answer.
-func diag(req []byte, flags uint16, each func(m []byte)) error {
-	const sockDiagByFamily = 20
+// diag is a socket for sock_diag(7). It belongs to the network namespace of the
+// thread that opened it.
+type diag struct {
+	fd int
+
+	mu  sync.Mutex // one request at a time
+	seq uint32
+	buf []byte // of answers
+}
+
+func openDiag() (*diag, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
-		return os.NewSyscallError("socket NETLINK_INET_DIAG", err)
+		return nil, os.NewSyscallError("socket NETLINK_INET_DIAG", err)
 	}
-	defer unix.Close(fd)
+	return &diag{fd: fd}, nil
+}
+
+func (d *diag) close() error { return os.NewSyscallError("close", unix.Close(d.fd)) }
+
+// ask sends one request and calls each with the body of every answer.
+func (d *diag) ask(req []byte, flags uint16, each func(m []byte)) error {
+	const sockDiagByFamily = 20
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.seq++
 	msg := make([]byte, unix.NLMSG_HDRLEN+len(req))
 	ne := binary.NativeEndian
 	ne.PutUint32(msg, uint32(len(msg)))
 	ne.PutUint16(msg[4:], sockDiagByFamily)
 	ne.PutUint16(msg[6:], unix.NLM_F_REQUEST|flags)
+	ne.PutUint32(msg[8:], d.seq)
 	copy(msg[unix.NLMSG_HDRLEN:], req)
-	if err := unix.Sendto(fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(d.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("sendto", err)
 	}
-	buf := make([]byte, netlinkRoom)
+	if d.buf == nil {
+		d.buf = make([]byte, netlinkRoom)
+	}
 	for {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
+		n, _, err := unix.Recvfrom(d.fd, d.buf, 0)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
 			return os.NewSyscallError("recvfrom", err)
 		}
-		for p := buf[:n]; len(p) >= unix.NLMSG_HDRLEN; {
+		mine := false
+		for p := d.buf[:n]; len(p) >= unix.NLMSG_HDRLEN; {
 			size := int(ne.Uint32(p))
 			if size < unix.NLMSG_HDRLEN || size > len(p) {
 				return errors.New("netlink: a cut answer")
 			}
-			body := p[unix.NLMSG_HDRLEN:size]
-			switch ne.Uint16(p[4:]) {
+			body, seq := p[unix.NLMSG_HDRLEN:size], ne.Uint32(p[8:])
+			kind := ne.Uint16(p[4:])
+			p = p[min((size+3)&^3, len(p)):]
+			if seq != d.seq { // what is left of a request that failed
+				continue
+			}
+			mine = true
+			switch kind {
 			case unix.NLMSG_DONE:
 				return nil
 			case unix.NLMSG_ERROR:
@@ -199,9 +204,8 @@ func diag(req []byte, flags uint16, each func(m []byte)) error {
 			case sockDiagByFamily:
 				each(body)
 			}
-			p = p[min((size+3)&^3, len(p)):]
 		}
-		if flags&unix.NLM_F_DUMP == 0 {
+		if mine && flags&unix.NLM_F_DUMP == 0 {
 			return nil
 		}
 	}

@@ -51,21 +51,20 @@ func TestCookiesAlways(t *testing.T) {
 	if err := ns.SetSysctl("net.ipv4.tcp_syncookies", 2); err != nil {
 		t.Fatal(err)
 	}
-	l := paused(t, do, 128)
+	l, kernel := paused(t, do, 128), kernelIn(t, do)
 	if err := ns.SYN(2400, 50); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() error {
-		var k netopt.Counters
-		do(func() (err error) { k, err = netopt.KernelCounters(); return err })
-		if k.SyncookiesSent < 50 || k.TCPReqQFullDoCookies < 50 || k.ListenDrops != 0 {
-			return fmt.Errorf("%+v, want 50 cookies", k)
+		k, err := kernel.Counters()
+		if err != nil || k.SyncookiesSent < 50 || k.TCPReqQFullDoCookies < 50 || k.ListenDrops != 0 {
+			return fmt.Errorf("%+v, %v, want 50 cookies", k, err)
 		}
 		return nil
 	})
-	var p netopt.PortStates
-	do(func() (err error) { p, err = netopt.Port(2400); return err })
-	if q, err := l.Queue(); err != nil || p.SynRecv != 0 || q.Drops != 0 {
+	p, err := kernel.Port(2400)
+	q, qerr := l.Queue()
+	if err := errors.Join(err, qerr); err != nil || p.SynRecv != 0 || q.Drops != 0 {
 		t.Errorf("%+v, %+v, %v", p, q, err)
 	}
 	// Connections are made all the same.

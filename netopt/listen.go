@@ -135,8 +135,6 @@ func listenOn(fd int, path string, c Config) (*Listener, error) {
 	if err != nil {
 		if l != nil {
 			err = errors.Join(err, l.Close())
-		} else {
-			unix.Close(fd)
 		}
 		return nil, err
 	}

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// sampleEvery is the pace of the watchdog, which reads the queue also while
-	// nobody accepts.
+	// sampleEvery is the pace of the watchdog, which reads the queue while nobody
+	// waits in Accept.
 	sampleEvery = 100 * time.Millisecond
 	// acceptBackoff is the pause after accept(2) found no descriptor or memory.
 	acceptBackoff = 50 * time.Millisecond
@@ -29,7 +29,7 @@ type Listener struct {
 	raw  syscall.RawConn
 	addr net.Addr
 	path string // of a unix socket that Listen made
-	unix bool
+	unix *diag  // for a unix socket's queue, else nil
 
 	peak     peaks
 	accepted atomic.Uint64
@@ -42,8 +42,13 @@ type Listener struct {
 	user    time.Time     // SetDeadline
 	closed  bool
 
-	done    chan struct{}
-	sampler chan struct{} // closed when the watchdog has ended
+	// The watchdog: who waits in Accept is woken by the first connection, so that
+	// the queue need be watched only while nobody does.
+	waiting  atomic.Int64 // calls of Accept that wait for a connection
+	watching atomic.Bool  // watch will fire
+	watch    *time.Timer
+	done     chan struct{}
+	sampler  chan struct{} // closed when the watchdog has ended
 }
 
 // Queue is one reading of an accept queue, in connections.
@@ -69,16 +74,19 @@ type Queue struct {
 	Starved uint64
 }
 
-// newListener wraps a bound socket.
+// newListener wraps a bound socket, which it owns whether it fails or not.
 func newListener(fd int, path string, asked int) (*Listener, error) {
-	addr, err := localAddr(fd)
-	if err != nil {
-		return nil, err
+	l := &Listener{path: path, asked: asked, watch: time.NewTimer(sampleEvery), done: make(chan struct{}), sampler: make(chan struct{})}
+	l.watching.Store(true)
+	l.file = os.NewFile(uintptr(fd), "listener")
+	var err error
+	if l.addr, err = localAddr(fd); err == nil {
+		l.raw, err = l.file.SyscallConn()
 	}
-	l := &Listener{addr: addr, path: path, asked: asked, done: make(chan struct{}), sampler: make(chan struct{})}
-	_, l.unix = addr.(*net.UnixAddr)
-	l.file = os.NewFile(uintptr(fd), "listener "+addr.String())
-	if l.raw, err = l.file.SyscallConn(); err != nil {
+	if _, unix := l.addr.(*net.UnixAddr); unix && err == nil {
+		l.unix, err = openDiag()
+	}
+	if err != nil {
 		return nil, errors.Join(err, l.file.Close())
 	}
 	go l.sample()
@@ -157,8 +165,8 @@ func (l *Listener) Relisten(backlog int) (granted int, err error) {
 // tcpi_unacked and tcpi_sacked (tcp_get_info in the kernel), for unix sockets
 // the queue lengths of sock_diag(7).
 func (l *Listener) reading(fd int) (depth, backlog int, err error) {
-	if l.unix {
-		return unixQueue(fd)
+	if l.unix != nil {
+		return l.unix.unixQueue(fd)
 	}
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
@@ -172,7 +180,7 @@ func (l *Listener) Queue() (Queue, error) {
 	q := Queue{Accepted: l.accepted.Load(), Starved: l.starved.Load()}
 	var opErr error
 	err := l.raw.Control(func(fd uintptr) {
-		if q.Depth, q.Capacity, opErr = l.reading(int(fd)); opErr == nil && !l.unix {
+		if q.Depth, q.Capacity, opErr = l.reading(int(fd)); opErr == nil && l.unix == nil {
 			q.Drops, opErr = socketDrops(int(fd))
 		}
 	})
@@ -196,15 +204,27 @@ func (l *Listener) Accept() (net.Conn, error) {
 			sa    unix.Sockaddr
 			opErr error
 		)
+		waits := false
 		err := l.raw.Read(func(fd uintptr) bool {
-			if !l.unix { // cheap for TCP only
+			if waits {
+				l.waiting.Add(-1)
+				waits = false
+			}
+			if l.unix == nil { // cheap for TCP only
 				if depth, _, err := l.reading(int(fd)); err == nil && depth > 0 {
 					l.peak.note(depth, time.Now())
 				}
 			}
 			nfd, sa, opErr = unix.Accept4(int(fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-			return opErr != unix.EAGAIN
+			if waits = opErr == unix.EAGAIN; waits {
+				l.waiting.Add(1)
+			}
+			return !waits
 		})
+		if waits { // Pause, a deadline or Close has ended it
+			l.waiting.Add(-1)
+		}
+		l.watchOn()
 		switch {
 		case err != nil:
 			if errors.Is(err, os.ErrDeadlineExceeded) && !l.expired() {
@@ -331,25 +351,46 @@ func (l *Listener) Close() error {
 			err = nil
 		}
 	}
-	return errors.Join(l.file.Close(), err)
+	err = errors.Join(l.file.Close(), err)
+	if l.unix != nil { // nobody reads by it any more
+		err = errors.Join(err, l.unix.close())
+	}
+	return err
 }
 
 // sample is the watchdog.
 func (l *Listener) sample() {
 	defer close(l.sampler)
-	t := time.NewTicker(sampleEvery)
-	defer t.Stop()
+	defer l.watch.Stop()
 	for {
+		seen := l.accepted.Load()
 		select {
 		case <-l.done:
 			return
-		case now := <-t.C:
+		case now := <-l.watch.C:
 			_ = l.raw.Control(func(fd uintptr) { // fails only once closed
 				if depth, _, err := l.reading(int(fd)); err == nil {
 					l.peak.note(depth, now)
 				}
 			})
+			if l.waiting.Load() == 0 || l.accepted.Load() != seen {
+				l.watch.Reset(sampleEvery)
+				continue
+			}
+			// Accept waits: until it returns there is nothing to see, and a process
+			// at rest need not wake.
+			l.watching.Store(false)
+			if l.waiting.Load() == 0 { // it has returned meanwhile, maybe before watching was false
+				l.watchOn()
+			}
 		}
+	}
+}
+
+// watchOn lets the watchdog look again.
+func (l *Listener) watchOn() {
+	if !l.watching.Load() && l.watching.CompareAndSwap(false, true) {
+		l.watch.Reset(sampleEvery)
 	}
 }
 

@@ -289,6 +289,19 @@ func inNamespace(t *testing.T, somaxconn int) (ns *testns.Namespace, do func(fun
 	}
 }
 
+// kernelIn opens what reads the namespace's ports and counters.
+func kernelIn(t *testing.T, do func(func() error)) *netopt.Kernel {
+	t.Helper()
+	var k *netopt.Kernel
+	do(func() (err error) { k, err = netopt.OpenKernel(); return err })
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
 func TestBacklogMismatch(t *testing.T) {
 	ns, do := inNamespace(t, 128)
 	do(func() error {
@@ -387,11 +400,14 @@ func TestFullQueue(t *testing.T) {
 	var fds []int
 	defer func() { closeAll(fds) }()
 	do(func() (err error) { fds, err = burst(500, 2400); return err })
+	kernel := kernelIn(t, do)
 	var k netopt.Counters
-	deadline := time.Now().Add(patience)
-	for k.ListenOverflows < 500-129 && time.Now().Before(deadline) {
-		do(func() (err error) { k, err = netopt.KernelCounters(); return err })
-	}
+	eventually(t, func() (err error) {
+		if k, err = kernel.Counters(); err == nil && k.ListenOverflows < 500-129 {
+			err = fmt.Errorf("%+v", k)
+		}
+		return err
+	})
 	q, err := l.Queue()
 	if err != nil {
 		t.Fatal(err)
@@ -403,10 +419,8 @@ func TestFullQueue(t *testing.T) {
 	if q.Drops < 500-129 || k.ListenOverflows < 500-129 || k.ListenDrops < k.ListenOverflows {
 		t.Errorf("drops %d, kernel %+v; want at least %d", q.Drops, k, 500-129)
 	}
-	var states netopt.PortStates
-	do(func() (err error) { states, err = netopt.Port(2400); return err })
-	if states.Established != 129 {
-		t.Errorf("states %+v, want 129 established", states)
+	if states, err := kernel.Port(2400); err != nil || states.Established != 129 {
+		t.Errorf("states %+v, %v; want 129 established", states, err)
 	}
 	// A smaller backlog loses nothing that is queued.
 	do(func() error { _, err := l.Relisten(10); return err })
@@ -495,6 +509,58 @@ func TestPauseAgainAndAgain(t *testing.T) {
 	}
 	if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%v, want a deadline exceeded", err)
+	}
+}
+
+// TestWatchdog: the queue is watched while nobody waits in Accept, and only then.
+func TestWatchdog(t *testing.T) {
+	l := listen(t, "tcp", "127.0.0.1:0", netopt.Config{})
+	watching := func(want bool) {
+		t.Helper()
+		eventually(t, func() error {
+			if got := l.Watching(); got != want {
+				return fmt.Errorf("watching %v, want %v", got, want)
+			}
+			return nil
+		})
+	}
+	connect := func() {
+		t.Helper()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	next, accepted := make(chan struct{}), make(chan error)
+	go func() {
+		for range next {
+			c, err := l.Accept()
+			if err == nil {
+				c.Close()
+			}
+			accepted <- err
+		}
+	}()
+	defer close(next)
+	for range 3 {
+		next <- struct{}{}
+		watching(false) // Accept waits
+		connect()
+		if err := <-accepted; err != nil {
+			t.Fatal(err)
+		}
+		watching(true) // and now nobody does
+	}
+	next <- struct{}{}
+	watching(false)
+	l.Pause()
+	watching(true)
+	l.Resume()
+	watching(false)
+	connect()
+	if err := <-accepted; err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -36,12 +36,17 @@ func ListenSockets() ([]ListenSocket, error) {
 		attrHeader  = 4
 	)
 	ne := binary.NativeEndian
+	d, err := openDiag()
+	if err != nil {
+		return nil, fmt.Errorf("listening sockets: %w", err)
+	}
+	defer d.close()
 	var all []ListenSocket
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		req := make([]byte, inetReqLen)
 		req[0], req[1], req[2] = family, unix.IPPROTO_TCP, 1<<(attrMemInfo-1)
 		ne.PutUint32(req[4:], 1<<stateListen)
-		err := diag(req, unix.NLM_F_DUMP, func(m []byte) {
+		err := d.ask(req, unix.NLM_F_DUMP, func(m []byte) {
 			if len(m) < inetMsgLen {
 				return
 			}

@@ -42,41 +42,6 @@ type Counters struct {
 	SyncookiesSent, SyncookiesRecv, SyncookiesFailed uint64
 }
 
-// KernelCounters reads the counters of the calling thread's namespace.
-func KernelCounters() (c Counters, err error) {
-	const file = "/proc/thread-self/net/netstat"
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return c, fmt.Errorf("kernel counters: %w", err)
-	}
-	want := map[string]*uint64{
-		"ListenOverflows": &c.ListenOverflows, "ListenDrops": &c.ListenDrops,
-		"TCPReqQFullDoCookies": &c.TCPReqQFullDoCookies, "TCPReqQFullDrop": &c.TCPReqQFullDrop,
-		"SyncookiesSent": &c.SyncookiesSent, "SyncookiesRecv": &c.SyncookiesRecv, "SyncookiesFailed": &c.SyncookiesFailed,
-	}
-	// A line of names, then a line of values.
-	var names []string
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) == 0 || f[0] != "TcpExt:" {
-			continue
-		}
-		if names == nil {
-			names = f
-			continue
-		}
-		for i := 1; i < len(f) && i < len(names); i++ {
-			if p := want[names[i]]; p != nil {
-				if *p, err = strconv.ParseUint(f[i], 10, 64); err != nil {
-					return c, fmt.Errorf("kernel counters: %s %s: %w", file, names[i], err)
-				}
-			}
-		}
-		return c, nil
-	}
-	return c, fmt.Errorf("kernel counters: no TcpExt in %s", file)
-}
-
 // socketDrops reads sk_drops of a socket: SO_MEMINFO, element SK_MEMINFO_DROPS.
 func socketDrops(fd int) (uint64, error) {
 	const drops = 8

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -10,8 +9,15 @@ import (
 	"weir/buffer"
 )
 
-// healthEvery is how often weir looks at itself.
-const healthEvery = 250 * time.Millisecond
+// The bounds of how often weir looks at itself: four times within health_grace.
+const (
+	healthOften  = 250 * time.Millisecond
+	healthSeldom = time.Second
+)
+
+func healthPeriod(grace time.Duration) time.Duration {
+	return min(max(grace/4, healthOften), healthSeldom)
+}
 
 // health is whether messages can be stored. The zero health is good.
 type health struct {
@@ -37,29 +43,25 @@ func (h *health) set(problems []string) {
 	h.bad.Store(len(problems) > 0)
 }
 
-// watchHealth keeps the health true: it is bad while storing has failed, or a
-// commit has taken, longer than health_grace, and good again by itself.
-func (s *server) watchHealth(ctx context.Context) {
+// healthGrace is the shortest of the sources.
+func (s *server) healthGrace() time.Duration {
 	grace := s.config.Sources[0].HealthGrace
 	for _, src := range s.sources {
 		grace = min(grace, src.config.HealthGrace)
 	}
-	tick := time.NewTicker(healthEvery)
-	defer tick.Stop()
-	for {
-		var problems []string
-		for _, m := range s.matches {
-			if p := unhealthy(m.config.ID, m.buffer.Stats(), grace); p != "" {
-				problems = append(problems, p)
-			}
-		}
-		s.health.set(problems)
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+	return grace
+}
+
+// lookAtHealth keeps the health true: it is bad while storing has failed, or a
+// commit has taken, longer than grace, and good again by itself.
+func (s *server) lookAtHealth(grace time.Duration) {
+	var problems []string
+	for _, m := range s.matches {
+		if p := unhealthy(m.config.ID, m.buffer.Stats(), grace); p != "" {
+			problems = append(problems, p)
 		}
 	}
+	s.health.set(problems)
 }
 
 // unhealthy says what is wrong with a buffer for longer than grace.

@@ -80,7 +80,10 @@ func run(ctx context.Context, o runOptions) error {
 	s := &server{config: c, level: zap.NewAtomicLevelAt(zapLevel(c.LogLevel)), started: time.Now(), routes: map[string]*route{}, failed: make(chan error, 1), reloaded: make(chan struct{}, 1)}
 	s.path = o.configPath
 	s.log = newLogger(o.stderr, s.level)
-	s.sampler = newSampler(s.log)
+	if s.sampler, err = newSampler(s.log); err != nil {
+		return err
+	}
+	defer s.sampler.kernel.Close()
 	for _, w := range c.Warnings {
 		s.log.Warn("configuration", zap.String("warning", w))
 	}
@@ -98,8 +101,7 @@ func run(ctx context.Context, o runOptions) error {
 	}
 	s.sampleOnce(time.Now()) // what is dropped from here on is seen
 	s.serve(ctx)
-	s.serving.Go(func() { s.watchHealth(ctx) })
-	s.serving.Go(func() { s.sample(ctx) })
+	s.serving.Go(func() { s.watch(ctx) })
 	s.serving.Go(func() { s.watchMachine(ctx) })
 	s.serving.Go(func() { watchdog(ctx, s.log, func() { s.snapshot() }) })
 	notify(s.log, daemon.SdNotifyReady)

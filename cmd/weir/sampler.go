@@ -20,15 +20,18 @@ import (
 const (
 	// sampleEvery is the pace at which what cannot be exact is looked at.
 	sampleEvery = time.Second
+	// nearly is when a tick is taken for the next second's.
+	nearly = sampleEvery - sampleEvery/10
 	// The period of a walk over the kernel's connections, or over the senders, is
-	// its cost times one of these. Half-open connections come and go fast and cost
-	// a tenth of the others, so that they get 0.033 % of a core, the rest 0.01 %.
-	halfOpenShare = 3000
-	walkShare     = 10_000
+	// its cost times one of these. Connections that wait (half-open, CLOSE_WAIT) come
+	// and go fast and cost a tenth of all, so that they get 0.033 % of a core, the
+	// rest 0.01 %.
+	waitingShare = 3000
+	walkShare    = 10_000
 	// These bound that on a slow machine. Half-open connections live for seconds:
 	// looked at less often, a flood of them would not be seen.
-	halfOpenPeriod = 8 * time.Second
-	longestPeriod  = 3 * time.Minute
+	waitingPeriod = 8 * time.Second
+	longestPeriod = 3 * time.Minute
 	// topSenders is how many senders a Snapshot holds.
 	topSenders = 20
 )
@@ -48,7 +51,7 @@ func (p *paced) run(now time.Time, f func()) {
 	defer runtime.UnlockOSThread()
 	start := threadTime()
 	f()
-	p.due = now.Add(min(max((threadTime()-start)*p.share, sampleEvery-sampleEvery/10), p.longest))
+	p.due = now.Add(min(max((threadTime()-start)*p.share, nearly), p.longest))
 }
 
 // threadTime is the CPU time of the calling thread (clock_gettime(2)): what else
@@ -65,6 +68,7 @@ func threadTime() time.Duration {
 type sampler struct {
 	alerts *alert.Evaluator
 	log    *zap.Logger
+	kernel *netopt.Kernel
 
 	mu                  sync.Mutex
 	ports               map[string]portSample // by listener
@@ -76,31 +80,43 @@ type sampler struct {
 	err                 string // why something could not be sampled
 
 	// What follows belongs to the sampling goroutine.
-	walk, halfOpen, table, sysctls paced
-	kernel                         *netopt.Counters // of the last tick
+	walk, waiting, table, sysctls paced
+	counters                      *netopt.Counters // of the last tick
 }
 
 type portSample struct {
 	netopt.PortStates
-	at time.Time // of the states but SynRecv
+	at time.Time // of CloseWait
 }
 
-func newSampler(log *zap.Logger) *sampler {
-	return &sampler{alerts: alert.New(log), log: log, ports: map[string]portSample{}, syncookies: -1, maxSyn: -1,
-		walk: paced{share: walkShare, longest: longestPeriod}, halfOpen: paced{share: halfOpenShare, longest: halfOpenPeriod},
-		table: paced{share: walkShare, longest: longestPeriod}, sysctls: paced{share: walkShare, longest: longestPeriod}}
+// newSampler returns a sampler of the calling thread's network namespace.
+func newSampler(log *zap.Logger) (*sampler, error) {
+	k, err := netopt.OpenKernel()
+	if err != nil {
+		return nil, err
+	}
+	return &sampler{alerts: alert.New(log), log: log, kernel: k, ports: map[string]portSample{}, syncookies: -1, maxSyn: -1,
+		walk: paced{share: walkShare, longest: longestPeriod}, waiting: paced{share: waitingShare, longest: waitingPeriod},
+		table: paced{share: walkShare, longest: longestPeriod}, sysctls: paced{share: walkShare, longest: longestPeriod}}, nil
 }
 
-// sample looks each second until ctx ends, and first after one.
-func (s *server) sample(ctx context.Context) {
-	tick := time.NewTicker(sampleEvery)
+// watch looks at everything each second, first after one, and at the health as
+// often as health_grace wants it, until ctx ends. One timer for both: what wakes an idle
+// process costs more than what it then does.
+func (s *server) watch(ctx context.Context) {
+	grace := s.healthGrace()
+	tick := time.NewTicker(healthPeriod(grace))
 	defer tick.Stop()
-	for {
+	for due := time.Now().Add(nearly); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-			s.sampleOnce(time.Now())
+		case now := <-tick.C:
+			s.lookAtHealth(grace)
+			if !now.Before(due) {
+				due = now.Add(nearly)
+				s.sampleOnce(now)
+			}
 		}
 	}
 }
@@ -111,18 +127,18 @@ func (s *server) sampleOnce(now time.Time) {
 	sm.sysctls.run(now, sm.readSysctls)
 	sm.walk.run(now, func() {
 		s.eachPort(func(name string, addr *net.TCPAddr) error {
-			p, err := netopt.Port(addr.Port)
+			p, err := sm.kernel.Port(addr.Port)
 			if err == nil {
 				sm.setPort(name, portSample{p, now})
 			}
 			return err
 		})
 	})
-	sm.halfOpen.run(now, func() {
+	sm.waiting.run(now, func() {
 		s.eachPort(func(name string, addr *net.TCPAddr) error {
-			n, err := netopt.HalfOpen(addr)
+			p, err := sm.kernel.Waiting(addr)
 			if err == nil {
-				sm.setHalfOpen(name, n)
+				sm.setWaiting(name, p, now)
 			}
 			return err
 		})
@@ -169,11 +185,11 @@ func (sm *sampler) setPort(name string, p portSample) {
 	sm.ports[name] = p
 }
 
-func (sm *sampler) setHalfOpen(name string, n int) {
+func (sm *sampler) setWaiting(name string, states netopt.PortStates, now time.Time) {
 	sm.mu.Lock()
 	defer sm.mu.Unlock()
 	p := sm.ports[name]
-	p.SynRecv = n
+	p.SynRecv, p.CloseWait, p.at = states.SynRecv, states.CloseWait, now
 	sm.ports[name] = p
 }
 
@@ -202,13 +218,13 @@ func (sm *sampler) readSysctls() {
 
 // countSyns adds up what the SYN queues could not take.
 func (sm *sampler) countSyns(r *alert.Reading) {
-	if was := sm.kernel; was != nil {
+	if was := sm.counters; was != nil {
 		sm.mu.Lock()
 		sm.synDropped += alert.SynDrops(*was, r.Kernel, r.Syncookies)
 		sm.cookies += r.Kernel.SyncookiesSent - min(was.SyncookiesSent, r.Kernel.SyncookiesSent)
 		sm.mu.Unlock()
 	}
-	sm.kernel = &r.Kernel
+	sm.counters = &r.Kernel
 }
 
 // syn is what limits a SYN queue on this kernel, and what it could not take. The
@@ -258,10 +274,10 @@ func (s *server) reading(now time.Time) *alert.Reading {
 			MemoryRefused: st.RefusedMessages["memory"], Unanswered: st.Unanswered})
 		full[src.config.Label] += st.RefusedMessages[reasonFull]
 	}
-	if k, err := netopt.KernelCounters(); err == nil {
+	if k, err := s.sampler.kernel.Counters(); err == nil {
 		r.Kernel = k
-	} else if s.sampler.kernel != nil { // out of descriptors: 0 would look like a counter's whole value at the next look
-		r.Kernel = *s.sampler.kernel
+	} else if s.sampler.counters != nil { // 0 would look like a counter's whole value at the next look
+		r.Kernel = *s.sampler.counters
 	}
 	for _, m := range s.matches {
 		st := m.buffer.Stats()

@@ -10,7 +10,6 @@ import (
 	"weir/internal/output"
 	"weir/internal/queue"
 	"weir/internal/status"
-	"weir/netopt"
 )
 
 // snapshot reads every figure of the process and of the kernel once.
@@ -56,7 +55,7 @@ func (s *server) figures() *status.Snapshot {
 
 // kernel reads the counters of the namespace.
 func (s *server) kernel(snap *status.Snapshot) {
-	k, err := netopt.KernelCounters()
+	k, err := s.sampler.kernel.Counters()
 	if err != nil {
 		snap.Warnings = append(snap.Warnings, err.Error())
 		return

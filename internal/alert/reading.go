@@ -42,7 +42,7 @@ type Listener struct {
 	// Sharing is how many listeners its address has (SO_REUSEPORT); States are of
 	// all of them, and given with the first alone.
 	Sharing int
-	// States of its port as sampled at SampledAt, zero if never.
+	// States of its port; CloseWait was sampled at SampledAt, zero if never.
 	States    netopt.PortStates
 	SampledAt time.Time
 }

@@ -66,7 +66,12 @@ func TestAgainstTheKernel(t *testing.T) {
 				}
 				sent = append(sent, time.Since(begin))
 			}
-			before, err := netopt.KernelCounters()
+			kernel, err := netopt.OpenKernel()
+			if err != nil {
+				return err
+			}
+			defer kernel.Close()
+			before, err := kernel.Counters()
 			if err != nil {
 				return err
 			}
