@@ -177,6 +177,24 @@ func TestCloseWait(t *testing.T) {
 	}
 }
 
+// TestCloseWaitCause: the alert tells connections that are not accepted from those
+// that are and are not ended.
+func TestCloseWaitCause(t *testing.T) {
+	for depth, want := range map[int]string{0: "waits for something else", 14: "has not accepted them: 14 wait"} {
+		e := New(zap.NewNop())
+		for i, n := range []int{0, 8, 12, 20} {
+			r := quietReading()
+			r.At = time.Unix(int64(1_000_000+i), 0)
+			l := &r.Listeners[0]
+			l.States.CloseWait, l.SampledAt, l.Queue.Depth = n, r.At, depth
+			e.Look(r)
+		}
+		if all := e.Alerts(); len(all) != 1 || !strings.Contains(all[0].Message, want) || all[0].Mend == "" {
+			t.Errorf("%+v, want %q", all, want)
+		}
+	}
+}
+
 // TestLines: one line when an alert begins, one when it is over, and few of one
 // that comes and goes.
 func TestLines(t *testing.T) {

@@ -177,8 +177,12 @@ func (e *Evaluator) closeWait(l Listener) condition {
 	if s.n < closeWaitMin || s.rises < closeWaitRises {
 		return condition{}
 	}
-	return condition{name: CloseWait, subject: l.Name, mend: "weir status shows which queue holds messages up: commit, buffer or memory",
-		what: fmt.Sprintf("%d connections are in CLOSE_WAIT and more come: their senders have gone, and weir waits for something else", s.n)}
+	why, mend := "waits for something else", "weir status shows which queue holds messages up: commit, buffer or memory"
+	if l.Queue.Depth > s.n/2 {
+		why, mend = fmt.Sprintf("has not accepted them: %d wait in the accept queue", l.Queue.Depth), "systemctl edit weir, and there LimitNOFILE=, if accept_starved is on too; else weir has no time: look at its CPU"
+	}
+	return condition{name: CloseWait, subject: l.Name, mend: mend,
+		what: fmt.Sprintf("%d connections are in CLOSE_WAIT and more come: their senders have gone, and weir %s", s.n, why)}
 }
 
 // kernel is about SYNs, which the kernel counts for all listeners together.
