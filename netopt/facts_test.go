@@ -143,14 +143,15 @@ func TestShrinkUnderQueue(t *testing.T) {
 	}
 }
 
-// TestQueueSurvivesExec: the queue of an inherited listener lives in the socket:
-// its maker may end, and a process that is started with it finds all of it.
+// TestQueueSurvivesExec: the queues of an inherited listener live in the socket: its
+// maker may end, and a process that is started with it finds all of them, with the
+// half-open connections.
 func TestQueueSurvivesExec(t *testing.T) {
 	if os.Getenv("NETOPT_INHERITED") == "1" {
 		inherited(t)
 		return
 	}
-	_, do := inNamespace(t, 64)
+	ns, do := inNamespace(t, 64)
 	var f *os.File
 	var fds []int
 	do(func() error {
@@ -169,7 +170,12 @@ func TestQueueSurvivesExec(t *testing.T) {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestQueueSurvivesExec$", "-test.v")
 	cmd.Env = append(os.Environ(), "NETOPT_INHERITED=1")
 	cmd.ExtraFiles = []*os.File{f}
-	out, err := cmd.CombinedOutput()
+	if err := ns.SYN(2400, 5); err != nil {
+		t.Fatal(err)
+	}
+	var out []byte
+	var err error
+	do(func() error { out, err = cmd.CombinedOutput(); return nil })
 	if err = errors.Join(err, f.Close()); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -185,6 +191,17 @@ func inherited(t *testing.T) {
 	eventually(t, func() error {
 		if q, err := l.Queue(); err != nil || q.Depth != 20 || q.Capacity != 32 {
 			return fmt.Errorf("%+v, %v; want 20 of 32", q, err)
+		}
+		return nil
+	})
+	k, err := netopt.OpenKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	eventually(t, func() error {
+		if p, err := k.Waiting(l.Addr().(*net.TCPAddr)); err != nil || p.SynRecv != 5 {
+			return fmt.Errorf("%+v, %v; want 5 half-open", p, err)
 		}
 		return nil
 	})

@@ -14,6 +14,7 @@ import (
 
 	"weir/internal/queue"
 	"weir/internal/status"
+	"weir/internal/testns"
 )
 
 // snapshotIn asks a weir in a namespace for its snapshot.
@@ -194,8 +195,8 @@ func TestSynQueueLimits(t *testing.T) {
 	}
 }
 
-// TestStraysAreNoAlert: connections to a closed port of the host, normal ones,
-// and ones that end in a reset raise nothing.
+// TestStraysAreNoAlert: normal connections, ones that end in a reset, and segments of
+// no connection raise nothing, although the socket counts the latter as drops.
 func TestStraysAreNoAlert(t *testing.T) {
 	ns := newNetns(t, 1024)
 	w := start(t, options{run: ns.Do, client: ns.client()})
@@ -217,8 +218,14 @@ func TestStraysAreNoAlert(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	if err := ns.Stray(portOf(t, w.addr), 50, testns.RST, nil); err != nil {
+		t.Fatal(err)
+	}
 	waitFor(t, patience, func() error {
 		s := snapshotIn(t, ns, w)
+		if n := findQueue(s, queue.Accept).Dropped; n != 50 {
+			return fmt.Errorf("%d segments counted at the socket, want 50", n)
+		}
 		if len(s.Senders) != 1 || s.Senders[0].Heartbeats["connect"] < 300 {
 			return fmt.Errorf("senders %+v", s.Senders)
 		}

@@ -15,8 +15,9 @@ import (
 // Namespace is a network namespace with loopback up, and the thread that lives
 // in it.
 type Namespace struct {
-	calls chan func()
-	done  chan struct{}
+	calls  chan func()
+	done   chan struct{}
+	strays int // addresses that Stray has used; of the thread
 }
 
 // New makes a namespace with that net.core.somaxconn; it ends with the test. A
