@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -17,8 +18,10 @@ import (
 	"weir/internal/status"
 )
 
-// senderOrders are the values by which senders can be ranked.
+// senderOrders are the values by which senders can be ranked, largest first and
+// equal ones by address.
 var senderOrders = map[string]func(*forward.SenderStats) float64{
+	"address":                func(*forward.SenderStats) float64 { return 0 },
 	"heartbeats":             func(s *forward.SenderStats) float64 { return float64(s.ConnectBeats + s.NilBeats + s.UDPBeats) },
 	"heartbeats_per_second":  func(s *forward.SenderStats) float64 { return s.HeartbeatsPerSecond },
 	"connections":            func(s *forward.SenderStats) float64 { return float64(s.Accepted) },
@@ -121,6 +124,23 @@ func senderRow(st *forward.SenderStats) status.Sender {
 	}
 }
 
+func sendersPath(by string, limit int) string {
+	return "/api/senders.json?by=" + url.QueryEscape(by) + "&limit=" + strconv.Itoa(limit)
+}
+
+// fetchSenders asks for the first senders by one of senderOrders.
+func fetchSenders(ctx context.Context, e *endpoint, by string, limit int) (*status.SenderList, error) {
+	body, err := e.fetch(ctx, sendersPath(by, limit))
+	if err != nil {
+		return nil, err
+	}
+	var list status.SenderList
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("the answer is not weir's: %w", err)
+	}
+	return &list, nil
+}
+
 // newSendersCommand is `weir status senders`.
 func newSendersCommand(configPath, address *string) *cobra.Command {
 	var (
@@ -148,19 +168,18 @@ longest makes room.`,
 			if err != nil {
 				return err
 			}
-			body, err := e.fetch(cmd.Context(), "/api/senders.json?by="+url.QueryEscape(by)+"&limit="+strconv.Itoa(limit))
+			if asJSON {
+				body, err := e.fetch(cmd.Context(), sendersPath(by, limit))
+				if err == nil {
+					_, err = cmd.OutOrStdout().Write(body)
+				}
+				return err
+			}
+			list, err := fetchSenders(cmd.Context(), e, by, limit)
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				_, err = cmd.OutOrStdout().Write(body)
-				return err
-			}
-			var list status.SenderList
-			if err := json.Unmarshal(body, &list); err != nil {
-				return fmt.Errorf("the answer is not weir's: %w", err)
-			}
-			return status.WriteSenders(cmd.OutOrStdout(), &list)
+			return status.WriteSenders(cmd.OutOrStdout(), list)
 		},
 	}
 	cmd.Flags().StringVar(&by, "by", "heartbeats", "rank by "+senderOrderNames())

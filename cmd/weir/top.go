@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"weir/internal/status"
 	"weir/internal/top"
 )
 
@@ -36,7 +37,7 @@ The status endpoint's address is taken from the configuration (-c), or from
 			if err != nil {
 				return err
 			}
-			return watch(cmd.Context(), func(ctx context.Context) (io.ReadCloser, error) { return openStream(ctx, e) })
+			return watch(cmd.Context(), e)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", "", "host:port of the status endpoint (default: from the configuration)")
@@ -45,7 +46,8 @@ The status endpoint's address is taken from the configuration (-c), or from
 
 // watch draws the stream's frames until the operator quits. A weir that does
 // not answer at all is an error; one that goes away later is waited for.
-func watch(ctx context.Context, open top.Opener) error {
+func watch(ctx context.Context, e *endpoint) error {
+	open := func(ctx context.Context) (io.ReadCloser, error) { return openStream(ctx, e) }
 	ctx, cancel := context.WithCancel(ctx)
 	var reading sync.WaitGroup
 	defer reading.Wait()
@@ -54,7 +56,8 @@ func watch(ctx context.Context, open top.Opener) error {
 	if err != nil {
 		return err
 	}
-	p := tea.NewProgram(top.NewModel(), tea.WithContext(ctx))
+	rank := func(by string, limit int) (*status.SenderList, error) { return fetchSenders(ctx, e, by, limit) }
+	p := tea.NewProgram(top.NewModel(rank), tea.WithContext(ctx))
 	reading.Go(func() { top.Watch(ctx, first, open, p.Send) })
 	if _, err := p.Run(); err != nil {
 		return fmt.Errorf("draw on the terminal: %w", err)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -41,6 +42,16 @@ func (x *terminal) until(want ...string) {
 	})
 }
 
+// connectFrom connects from an address of this host.
+func connectFrom(t *testing.T, to, from string) net.Conn {
+	t.Helper()
+	c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func TestTop(t *testing.T) {
 	o := options{dir: t.TempDir(), source: "backlog 1000000\non_backlog_mismatch warn"}
 	w := start(t, o)
@@ -59,6 +70,21 @@ func TestTop(t *testing.T) {
 	}
 	term.tmux("resize-window", "-x", "120", "-y", "40")
 	term.until("sysctl -w net.core.somaxconn=1000000", "r resends  a address")
+	// One sender of events among more with heartbeats than a frame lists.
+	beats := func(n int) {
+		for i := range n {
+			connectFrom(t, w.addr, fmt.Sprintf("127.0.1.%d", i+1)).Close()
+		}
+	}
+	beats(40)
+	sender := newClient(connectFrom(t, w.addr, "127.0.2.1"))
+	if err := sender.send("top", "from another address", 0, 500); err != nil {
+		t.Fatal(err)
+	}
+	sender.conn.Close()
+	term.until("SENDER by beats", "127.0.1.")
+	term.tmux("send-keys", "e")
+	term.until("SENDER by events", "127.0.2.1", "and ")
 	w.stop()
 	term.until("no figures since")
 	o.addr, o.status = w.addr, w.status

@@ -8,7 +8,7 @@ import (
 	"weir/internal/status"
 )
 
-// Model is the screen's state. The zero Model waits for its first frame.
+// Model is the screen's state.
 type Model struct {
 	width, height int
 	frame         *status.Frame
@@ -16,11 +16,17 @@ type Model struct {
 	lost          error     // why no frames come; nil while they do
 	now           time.Time
 	order         order
+	rank          Ranker
+	asking        bool      // rank is at work
+	ranked        rankedMsg // its last answer
 }
 
-// NewModel returns a Model of 80 by 24 that shows senders with most heartbeats
-// first.
-func NewModel() *Model { return &Model{width: 80, height: 24, order: orders[0]} }
+// NewModel returns a Model of 80 by 24 that waits for its first frame, and shows
+// senders with most heartbeats first. rank may be nil; then the senders that a frame
+// lists are all that is sorted.
+func NewModel(rank Ranker) *Model {
+	return &Model{width: 80, height: 24, order: orders[0], rank: rank}
+}
 
 // tickMsg is the time: it goes on when frames do not.
 type tickMsg time.Time
@@ -47,10 +53,18 @@ func (m *Model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 					m.order = o
 				}
 			}
+			return m, m.askSenders()
 		}
 	case frameMsg:
 		m.frame, m.received, m.lost = msg.frame, msg.at, nil
 		m.now = msg.at
+		return m, m.askSenders()
+	case rankedMsg:
+		m.asking = false
+		m.ranked = msg
+		if msg.by != m.order.by { // another order was chosen meanwhile
+			return m, m.askSenders()
+		}
 	case lostMsg:
 		m.lost = msg.err
 	case tickMsg:

@@ -72,7 +72,7 @@ func quiet() *status.Frame {
 }
 
 func modelWith(width, height int, msgs ...tea.Msg) *Model {
-	m := NewModel()
+	m := NewModel(nil)
 	for _, msg := range append([]tea.Msg{tea.WindowSizeMsg{Width: width, Height: height}}, msgs...) {
 		m.Update(msg)
 	}
@@ -127,7 +127,7 @@ func TestScreens(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	for _, key := range []tea.KeyPressMsg{{Code: 'q', Text: "q"}, {Code: 'c', Mod: tea.ModCtrl}, {Code: tea.KeyEscape}} {
-		_, cmd := NewModel().Update(key)
+		_, cmd := NewModel(nil).Update(key)
 		if cmd == nil {
 			t.Errorf("%s does nothing", key)
 		} else if _, ok := cmd().(tea.QuitMsg); !ok {
@@ -146,6 +146,63 @@ func TestKeys(t *testing.T) {
 	m.Update(frameAt(busy()))
 	if m.lost != nil {
 		t.Error("still lost")
+	}
+}
+
+// TestSendersOfAll: where the frame lists some of the senders only, the first in the
+// chosen order are asked for; one request is under way at a time.
+func TestSendersOfAll(t *testing.T) {
+	var asked []string
+	fail := false
+	m := NewModel(func(by string, limit int) (*status.SenderList, error) {
+		asked = append(asked, fmt.Sprint(by, " ", limit))
+		if fail {
+			return nil, errors.New("refused")
+		}
+		return &status.SenderList{By: by, Known: 400, Senders: []status.Sender{{Address: "192.0.2.1-" + by}}}, nil
+	})
+	m.Update(tea.WindowSizeMsg{Width: 120, Height: 40})
+	answer := func(cmd tea.Cmd) tea.Cmd {
+		t.Helper()
+		if cmd == nil {
+			t.Fatalf("nothing is asked for; before %v", asked)
+		}
+		_, next := m.Update(cmd())
+		return next
+	}
+	requireScreen := func(want string) {
+		t.Helper()
+		if screen := ansi.Strip(m.View().Content); !strings.Contains(screen, want) {
+			t.Errorf("the screen lacks %q:\n%s", want, screen)
+		}
+	}
+	_, first := m.Update(frameAt(busy()))
+	requireScreen("of the 40 with most heartbeats")
+	if _, cmd := m.Update(frameAt(busy())); cmd != nil {
+		t.Error("a second request beside the first")
+	}
+	m.Update(tea.KeyPressMsg{Code: 'r', Text: "r"})
+	next := answer(first) // of the order before
+	if next == nil {
+		t.Fatal("the order chosen meanwhile is not asked for")
+	}
+	requireScreen("of the 40 with most heartbeats")
+	if answer(next) != nil {
+		t.Error("asked once more than needed")
+	}
+	requireScreen("192.0.2.1-resends")
+	requireScreen("and 399 more")
+	if want := "[heartbeats_per_second 40 resends 40]"; fmt.Sprint(asked) != want {
+		t.Errorf("asked for %v, want %s", asked, want)
+	}
+	fail = true
+	_, cmd := m.Update(frameAt(busy()))
+	answer(cmd)
+	requireScreen("of the 40 with most heartbeats") // and the screen goes on
+	all := busy()
+	all.Snapshot.SendersKnown = len(all.Snapshot.Senders)
+	if _, cmd := m.Update(frameAt(all)); cmd != nil {
+		t.Error("asked although the frame has all of them")
 	}
 }
 

@@ -6,7 +6,7 @@ import { fill, number } from "./table.js";
 const shown = 20;
 
 const columns = [
-  { name: "Address", value: (s) => s.address, cell: (s) => ({ text: s.address }) },
+  { name: "Address", by: "address", ascending: true, value: (s) => s.address, cell: (s) => ({ text: s.address }) },
   { name: "Open", by: "open", value: (s) => s.open_connections, cell: (s) => number(s.open_connections, count(s.open_connections)) },
   { name: "Connections/s", by: "connections_per_second", value: (s) => s.connections_per_second, cell: (s) => number(s.connections_per_second, rate(s.connections_per_second)) },
   { name: "Heartbeats/s", by: "heartbeats_per_second", value: (s) => s.heartbeats_per_second, cell: (s) => number(s.heartbeats_per_second, rate(s.heartbeats_per_second)) },
@@ -74,10 +74,10 @@ export class Senders {
     this.senders = senders ?? [];
     this.total = total;
     this.now = now;
-    if (total > this.senders.length && this.descending) this.ask(columns[this.by].by);
-    const by = columns[this.by].by;
-    const listed = this.descending && by !== undefined && this.ranked?.by === by && total > this.senders.length ? this.ranked.senders : this.senders;
-    const value = columns[this.by].value;
+    const { by, ascending = false, value } = columns[this.by];
+    const elsewhere = total > this.senders.length && by !== undefined && this.descending !== ascending;
+    if (elsewhere) this.ask(by);
+    const listed = elsewhere && this.ranked?.by === by ? this.ranked.senders : this.senders;
     const order = this.descending ? -1 : 1;
     const sorted = [...listed].sort((a, b) => {
       const [x, y] = [value(a), value(b)];
