@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/internal/alert"
+	"weir/internal/certs"
+	"weir/internal/config"
 	"weir/internal/queue"
 	"weir/internal/status"
 	"weir/netopt"
@@ -303,7 +305,29 @@ func (s *server) reading(now time.Time) *alert.Reading {
 	for _, route := range s.routes {
 		r.Dropped["no_match"] += route.noMatch.Load()
 	}
+	for _, src := range s.sources {
+		r.Certificates = append(r.Certificates, certificateReading(src.certs, src.config.TLS, src.config.ID)...)
+	}
+	s.mu.Lock()
+	monitor := s.config.Monitor
+	s.mu.Unlock()
+	r.Certificates = append(r.Certificates, certificateReading(s.statusCerts, monitor.TLS, monitor.ID)...)
 	return r
+}
+
+// certificateReading is of the certificates in use, none without TLS.
+func certificateReading(store *certs.Store, c *config.TLS, id string) []alert.Certificate {
+	if store == nil {
+		return nil
+	}
+	name := id
+	if c != nil && c.CertPath != "" {
+		name = c.CertPath
+	} else if c != nil && c.CACertPath != "" {
+		name = c.CACertPath
+	}
+	subject, at := store.Expires()
+	return []alert.Certificate{{Name: name, Subject: subject, Expires: at}}
 }
 
 func (s *server) listenerReading(l *listener) alert.Listener {

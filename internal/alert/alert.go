@@ -18,7 +18,7 @@ const (
 	quiet      = 5 * time.Second
 	quietAgain = time.Minute
 	again      = 2 * time.Minute
-	// remind is the pace of log lines while an alert lasts.
+	// remind is the pace of log lines while an alert lasts, at least.
 	remind = 10 * time.Minute
 	// keepEnded is how long an alert that is over stays in the list, maxEnded how
 	// many do.
@@ -99,7 +99,7 @@ func (e *Evaluator) on(c condition, at time.Time) {
 	a.seen = at
 	a.total += c.count
 	a.Message, a.Mend = c.what, c.mend
-	if at.Sub(a.logged) >= remind {
+	if at.Sub(a.logged) >= max(remind, c.remind) {
 		a.logged = at
 		if !c.told {
 			e.log.Warn("alert", a.fields()...)

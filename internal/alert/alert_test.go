@@ -26,6 +26,11 @@ func quietReading() *Reading {
 	}
 }
 
+// expiring is a certificate that is valid for that long after the reading.
+func expiring(r *Reading, left time.Duration) []Certificate {
+	return []Certificate{{Name: "/c.pem", Subject: "CN=logs", Expires: r.At.Add(left)}}
+}
+
 // TestRules: each cause has its alert, and no other.
 func TestRules(t *testing.T) {
 	short := func(r *Reading) {
@@ -89,6 +94,11 @@ func TestRules(t *testing.T) {
 			r.Outputs[0].Dropped = map[string]uint64{"overflow": 3, "retry_limit": 4}
 		}},
 		{title: "no match", want: EventsDropped, what: "no_match 2", change: func(r *Reading) { r.Dropped["no_match"] = 2 }},
+		{title: "a certificate for long", change: func(r *Reading) { r.Certificates = expiring(r, 14*24*time.Hour) }},
+		{title: "a certificate for two weeks", want: CertificateExpiring, what: "CN=logs expires in 13 days, on 1970-01-26", mend: "renew /c.pem",
+			change: func(r *Reading) { r.Certificates = expiring(r, 14*24*time.Hour-time.Second) }},
+		{title: "a certificate that is over", want: CertificateExpiring, what: "CN=logs expired on 1970-01-12",
+			change: func(r *Reading) { r.Certificates = expiring(r, 0) }},
 		{title: "not ready", want: NotReady, what: "the disk stalls", change: func(r *Reading) { r.Problems = []string{"the disk stalls"} }},
 	} {
 		t.Run(c.title, func(t *testing.T) {

@@ -25,6 +25,7 @@ type Reading struct {
 	Sources                   []Source
 	Buffers                   []Buffer
 	Outputs                   []Output
+	Certificates              []Certificate
 	// Dropped counts events that were lost beside those of outputs, by cause.
 	Dropped map[string]uint64
 	// Problems are why weir is not ready.
@@ -85,4 +86,14 @@ type Output struct {
 	LastError string
 	// Dropped counts lost events by cause.
 	Dropped map[string]uint64
+}
+
+// Certificate is what a listener with TLS shows to senders.
+type Certificate struct {
+	// Name is its file, or the source that made it.
+	Name string
+	// Subject is whose it is; it is valid until Expires. Of a chain it is the
+	// certificate that ends first.
+	Subject string
+	Expires time.Time
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"weir/internal/doctor"
 	"weir/netopt"
 )
 
@@ -18,6 +19,7 @@ const (
 	BacklogShort        = "backlog_short"
 	BufferHigh          = "buffer_high"
 	BufferRefusing      = "buffer_refusing"
+	CertificateExpiring = "certificate_expiring"
 	CloseWait           = "close_wait_growing"
 	CommitFailing       = "commit_failing"
 	CommitSlow          = "commit_slow"
@@ -52,6 +54,8 @@ type condition struct {
 	count uint64
 	// told says that another log line of weir has the same content.
 	told bool
+	// remind is the pace of its log lines, 0 for the usual.
+	remind time.Duration
 }
 
 // look applies every rule to two readings in a row.
@@ -82,6 +86,9 @@ func (e *Evaluator) look(was, now *Reading) (all []condition) {
 		}
 	}
 	add(lost("routes", was.Dropped, now.Dropped)...)
+	for _, c := range now.Certificates {
+		add(expiry(c, now.At)...)
+	}
 	return all
 }
 
@@ -307,6 +314,21 @@ func lost(subject string, was, now map[string]uint64) []condition {
 	}
 	slices.Sort(causes)
 	return []condition{{name: EventsDropped, subject: subject, count: n, what: fmt.Sprintf("%d events lost: %s", n, strings.Join(causes, ", "))}}
+}
+
+// expiry is an alert for as long as the doctor warns of the certificate.
+func expiry(c Certificate, at time.Time) []condition {
+	left := c.Expires.Sub(at)
+	if left >= doctor.ExpiresSoon {
+		return nil
+	}
+	on := c.Expires.UTC().Format(time.DateOnly)
+	what := fmt.Sprintf("%s expires in %d days, on %s; then senders that check certificates do not connect", c.Subject, int(left/(24*time.Hour)), on)
+	if left <= 0 {
+		what = fmt.Sprintf("%s expired on %s: senders that check certificates do not connect", c.Subject, on)
+	}
+	return []condition{{name: CertificateExpiring, subject: c.Name, what: what, remind: 24 * time.Hour,
+		mend: "renew " + c.Name + "; weir takes new files at the next handshake, without a restart"}}
 }
 
 func span(was, now *Reading) time.Duration {

@@ -55,7 +55,8 @@ type Store struct {
 
 	mu      sync.Mutex
 	current *tls.Config
-	stamp   string // of the files that current was made of
+	first   *x509.Certificate // of current's chain, the one that ends first
+	stamp   string            // of the files that current was made of
 	checked time.Time
 }
 
@@ -103,6 +104,15 @@ func (s *Store) fresh() *tls.Config {
 	return s.current
 }
 
+// Expires tells which certificate of the chain in use ends first, by its subject,
+// and when.
+func (s *Store) Expires() (subject string, at time.Time) {
+	s.fresh()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.first.Subject.String(), s.first.NotAfter
+}
+
 // filesStamp changes when one of the files does.
 func (s *Store) filesStamp() string {
 	stamp := ""
@@ -137,8 +147,25 @@ func (s *Store) load(stamp string) error {
 	if s.c.RequireClient {
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}
-	s.current, s.stamp = c, stamp
+	first, err := endsFirst(cert.Certificate)
+	if err != nil {
+		return err
+	}
+	s.current, s.first, s.stamp = c, first, stamp
 	return nil
+}
+
+func endsFirst(chain [][]byte) (first *x509.Certificate, err error) {
+	for _, der := range chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("a certificate of the chain: %w", err)
+		}
+		if first == nil || c.NotAfter.Before(first.NotAfter) {
+			first = c
+		}
+	}
+	return first, nil
 }
 
 func (s *Store) certificate() (tls.Certificate, error) {

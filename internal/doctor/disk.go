@@ -246,8 +246,8 @@ func clockState(v *view) ([]Finding, error) {
 	return all, nil
 }
 
-// expiresSoon is when a certificate wants to be renewed.
-const expiresSoon = 14 * 24 * time.Hour
+// ExpiresSoon is how long before its end a certificate wants to be renewed.
+const ExpiresSoon = 14 * 24 * time.Hour
 
 // certificates looks at the files of every <transport tls>.
 func certificates(v *view) ([]Finding, error) {
@@ -310,7 +310,7 @@ func (v *view) certificate(path string) []Finding {
 		return finding(Error, path, fmt.Sprintf("%s expired on %s", who, first.NotAfter.Format(time.DateOnly)), "senders that check certificates do not connect", "renew it, then reload weir (SIGHUP)")
 	case v.Now.Before(first.NotBefore):
 		return finding(Error, path, fmt.Sprintf("%s is valid from %s on", who, first.NotBefore.Format(time.RFC3339)), "senders that check certificates do not connect", "check the clock, or wait")
-	case left < expiresSoon:
+	case left < ExpiresSoon:
 		return finding(Warning, path, fmt.Sprintf("%s expires in %d days, on %s", who, day(left), first.NotAfter.Format(time.DateOnly)), "then senders that check certificates do not connect", "renew it, then reload weir (SIGHUP)")
 	}
 	return ok(path, "%s is valid for %d days", who, day(left))

@@ -92,6 +92,7 @@ func TestAlertCauses(t *testing.T) {
 		"output":      causeOutput,
 		"memory":      causeMemory,
 		"descriptors": causeDescriptors,
+		"certificate": causeCertificate,
 		"disk full":   causeDiskFull,
 		"disk stalls": causeDiskStalls,
 	} {
@@ -286,6 +287,27 @@ func causeDescriptors(t *testing.T) {
 	}
 	set(&old, nil)
 	c.requireOver(t, alert.AcceptStarved, alert.CloseWait)
+}
+
+// causeCertificate has a certificate that ends soon, and renews it.
+func causeCertificate(t *testing.T) {
+	const day = 24 * time.Hour
+	dir := t.TempDir()
+	selfSigned(t, dir, 365*day)
+	c := newCauses(t, options{dir: dir, source: "<transport tls>\ncert_path cert.pem\nprivate_key_path key.pem\n</transport>"})
+	selfSigned(t, dir, 3*day+time.Hour)
+	c.requireOn(t, alert.CertificateExpiring)
+	if a := findAlert(c.snapshot(), alert.CertificateExpiring); a.Subject != "cert.pem" || !strings.Contains(a.Message, "CN=weir.example expires in 3 days") || !strings.Contains(a.Mend, "renew cert.pem") {
+		t.Errorf("%+v", a)
+	}
+	if v := metric(c.get("/metrics"), `weir_alert{name="certificate_expiring",subject="cert.pem"}`); v != 1 {
+		t.Errorf("weir_alert %v", v)
+	}
+	if out := run(t, binary, "status", "--address", c.status); !strings.Contains(out, "alert: certificate_expiring, cert.pem: CN=weir.example expires") {
+		t.Errorf("weir status lacks it:\n%s", out)
+	}
+	selfSigned(t, dir, 365*day)
+	c.requireOver(t, alert.CertificateExpiring)
 }
 
 // causeDiskFull fills the file system of the buffer.

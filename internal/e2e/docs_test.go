@@ -12,7 +12,7 @@ import (
 // without a package is one of package forward.
 func TestDocumentedTests(t *testing.T) {
 	name := regexp.MustCompile("`(?:([a-z]+)\\.)?((?:Test|Fuzz)[A-Za-z0-9]+)[^`]*`")
-	for _, doc := range []string{"protocol.md", "limits.md"} {
+	for _, doc := range []string{"protocol.md", "limits.md", "queues.md"} {
 		b, err := os.ReadFile(filepath.Join("../../docs", doc))
 		if err != nil {
 			t.Fatal(err)

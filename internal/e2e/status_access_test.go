@@ -36,7 +36,7 @@ func TestStatusAccess(t *testing.T) {
 func statusAccess(t *testing.T, mode string) {
 	dir := t.TempDir()
 	if strings.HasPrefix(mode, "cert_path") {
-		selfSigned(t, dir)
+		selfSigned(t, dir, 48*time.Hour)
 	}
 	w := launch(t, options{dir: dir, monitor: fmt.Sprintf("  username ops\n  password s3cret-word\n  <transport tls>\n    %s\n  </transport>\n", mode)})
 	addr := w.status
@@ -137,14 +137,14 @@ func statusAccess(t *testing.T, mode string) {
 }
 
 // selfSigned writes cert.pem and key.pem of a name that is not the host's.
-func selfSigned(t *testing.T, dir string) {
+func selfSigned(t *testing.T, dir string, valid time.Duration) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "weir.example"}, DNSNames: []string{"weir.example"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(48 * time.Hour)}
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(valid)}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
