@@ -29,7 +29,7 @@ func (m *memFS) setFailRead(fail func(name string) error) {
 // behind them.
 func next(t *testing.T, c *Cursor, first, size, maxBytes int) (*Batch, int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	batch, err := c.Next(ctx, maxBytes)
 	if err != nil {

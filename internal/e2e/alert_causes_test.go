@@ -236,7 +236,7 @@ func causeDescriptors(t *testing.T) {
 	// The status endpoint cannot accept either: one connection to it is kept.
 	kept := &http.Transport{MaxConnsPerHost: 1}
 	defer kept.CloseIdleConnections()
-	c := newCauses(t, options{client: &http.Client{Transport: kept, Timeout: 30 * time.Second}})
+	c := newCauses(t, options{client: &http.Client{Transport: kept, Timeout: patience}})
 	var old unix.Rlimit
 	set := func(l, was *unix.Rlimit) {
 		t.Helper()

@@ -11,7 +11,7 @@ import (
 )
 
 // patience is how long a Peer waits for a segment.
-const patience = 15 * time.Second
+const patience = time.Minute
 
 // Peer is a sender that acts segment by segment: the test decides when its
 // handshake ends. Its methods run on the namespace's thread.
