@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 )
@@ -253,4 +254,36 @@ func TestManyBlocks(t *testing.T) {
 	if err != nil || !bytes.Equal(got[:BlockSize], make([]byte, BlockSize)) || !bytes.Equal(got[BlockSize:], bytes.Join(blocks, nil)) {
 		t.Errorf("%d bytes, not those that were written, %v", len(got), err)
 	}
+}
+
+// TestCommitsAreShared: appenders that wait for their entry before they send the
+// next one come into the same commit. Without that, each of them has one of its own
+// on a disk as fast as this one. On a busy machine some come late.
+func TestCommitsAreShared(t *testing.T) {
+	const appenders, each = 8, 200
+	best := 0.0
+	for range 4 {
+		b := open(t, Options{Dir: "/b", FS: newMemFS(), ChunkLimit: 8 << 20})
+		var wg sync.WaitGroup
+		for w := range appenders {
+			wg.Go(func() {
+				for n := range each {
+					o := newOutcome()
+					if err := b.Append(context.Background(), entry(w*each+n, 10), o); err != nil {
+						t.Error(err)
+						return
+					}
+					if err := <-o; err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		s := b.Stats()
+		if best = max(best, float64(s.Entries)/float64(s.Commits)); best > 2 {
+			return
+		}
+	}
+	t.Errorf("%.1f of %d appenders in a commit at best", best, appenders)
 }
