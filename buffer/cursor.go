@@ -45,7 +45,8 @@ type position struct {
 }
 
 // Batch is entries that belong together: they are delivered and committed as
-// one. Its memory belongs to the cursor and is used again by the next Next.
+// one. Its memory is the cursor's, or that of commits which are still in memory; it
+// is used again after Commit or Drop.
 type Batch struct {
 	Entries []Entry
 	// Bytes is the length of the entries on disk, with padding.
@@ -118,6 +119,7 @@ func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 		c.b.mu.Lock()
 		if c.b.find(s.from.seq) == nil {
 			// Dropped under the reader's hands, and all of it is counted as that.
+			c.b.giveBack(&c.spaces[c.space])
 			c.b.mu.Unlock()
 			continue
 		}
@@ -128,6 +130,7 @@ func (c *Cursor) Next(ctx context.Context, maxBytes int) (*Batch, error) {
 		if len(batch.Entries) == 0 { // nothing but damage
 			c.pos = batch.end
 			c.countDropped(CauseDamaged, batch.damaged)
+			c.b.giveBack(&c.spaces[c.space])
 			c.b.measure()
 			c.b.mu.Unlock()
 			continue
@@ -145,8 +148,6 @@ type span struct {
 	from position
 	end  int64
 	salt uint32 // of the chunk
-	// trusted bytes never left the memory: their checksums are not checked.
-	trusted bool
 }
 
 // readable moves the cursor over the ends of chunks and returns what is there
@@ -228,6 +229,7 @@ func (c *Cursor) pass(batch *Batch, state []byte, count func()) error {
 	c.state = state
 	c.batch = nil
 	c.b.mu.Lock()
+	c.b.giveBack(&c.spaces[c.space])
 	c.out = nil
 	c.pos = batch.end
 	c.countDropped(CauseDamaged, batch.damaged)
@@ -280,6 +282,11 @@ func (c *Cursor) SaveState(state []byte) error {
 // close waits for what reads ahead.
 func (c *Cursor) close() error {
 	_ = c.fetched(context.Background())
+	c.b.mu.Lock()
+	for i := range c.spaces {
+		c.b.giveBack(&c.spaces[i])
+	}
+	c.b.mu.Unlock()
 	return errors.Join(c.source.close(), c.log.close())
 }
 

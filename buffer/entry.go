@@ -28,8 +28,8 @@ type Entry struct {
 	// Events is how many events the payload holds.
 	Events int
 	Flags  Flags
-	// Payload is the event stream in pieces, at most 4 GiB - 1 in all. An entry
-	// that was read has one piece.
+	// Payload is the event stream in pieces, at most 4 GiB - 1 in all. Where they
+	// are cut has no meaning: one may end in the middle of an event.
 	Payload [][]byte
 }
 
@@ -138,15 +138,15 @@ func decodeEntryHead(p []byte, seed uint32) (e Entry, n int64, err error) {
 
 // decodeEntry reads the entry at the start of p, which belongs to a commit with
 // that seed, and its payload, without copying. With errEntryPayload, n and the
-// entry's head are valid all the same. The payload of trusted bytes is not checked.
-func decodeEntry(p []byte, seed uint32, trusted bool) (e Entry, body []byte, n int, err error) {
+// entry's head are valid all the same.
+func decodeEntry(p []byte, seed uint32) (e Entry, body []byte, n int, err error) {
 	e, size, err := decodeEntryHead(p, seed)
 	if err != nil || size > int64(len(p)) {
 		return e, nil, 0, errEntryHead
 	}
 	n = int(size)
 	body = p[entryMeta(p):n:n]
-	if !trusted && crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(p[4:]) {
+	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(p[4:]) {
 		return e, nil, n, errEntryPayload
 	}
 	return e, body, n, nil

@@ -330,7 +330,7 @@ func (s *inspector) commit(off int64, f frame, sealed bool) (torn bool, err erro
 	place := Place{s.info.Seq, off}
 	events, bad := uint64(0), cut
 	for len(body) > 0 {
-		e, payload, n, err := decodeEntry(body, f.seed, false)
+		e, payload, n, err := decodeEntry(body, f.seed)
 		if err != nil {
 			bad = true
 			if errors.Is(err, errEntryHead) {

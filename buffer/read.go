@@ -46,9 +46,10 @@ func (s *source) close() error {
 
 // space is the memory of one batch, used again for another.
 type space struct {
-	arena  []byte
-	pieces [][]byte // of the entries' payloads
-	batch  Batch
+	arena    []byte    // what was read from the disk
+	borrowed []*recent // or else the commits in memory
+	pieces   [][]byte  // of the entries' payloads
+	batch    Batch
 }
 
 // memory returns n bytes, aligned to BlockSize, of a batch of usual bytes at most.
@@ -78,10 +79,8 @@ var errLongFrame = errors.New("a commit is longer than a batch")
 // the error is errLongFrame.
 func (c *Cursor) read(m *space, s span, maxBytes int, alone bool) (*Batch, error) {
 	from := s.from
-	if p, ok := c.b.recall(m, s, int64(maxBytes), alone); ok {
-		s.trusted = true
-		batch, _ := c.parse(m, p, s)
-		return batch, nil
+	if c.b.borrow(m, s, int64(maxBytes), alone) {
+		return c.recall(m, s), nil
 	}
 	c.b.mu.Lock()
 	c.b.stats.diskReads++
@@ -111,21 +110,14 @@ func (c *Cursor) read(m *space, s span, maxBytes int, alone bool) (*Batch, error
 // parse takes whole frames off p, with which the span begins. If not even the
 // first one is whole, more is its length.
 func (c *Cursor) parse(m *space, p []byte, s span) (batch *Batch, more int64) {
-	batch = &m.batch
-	if n := cap(m.pieces); n > piecesKept && len(m.pieces) < n/8 { // many small entries have passed
-		m.pieces, batch.Entries = nil, nil
-	}
-	clear(batch.Entries)
-	clear(m.pieces)
-	m.pieces = m.pieces[:0]
-	*batch = Batch{Entries: batch.Entries[:0], end: s.from}
+	batch = m.begin(s)
 	n := int64(0)
 	for n < int64(len(p)) {
-		f, err := s.frame(p, n)
+		f, err := s.frame(p[n:], n)
 		if err != nil {
 			c.foundDamage(s.from.seq, s.from.off+n, err)
 			for n += BlockSize; n < int64(len(p)); n += BlockSize {
-				if _, err := s.frame(p, n); err == nil {
+				if _, err := s.frame(p[n:], n); err == nil {
 					break
 				}
 			}
@@ -137,20 +129,88 @@ func (c *Cursor) parse(m *space, p []byte, s span) (batch *Batch, more int64) {
 			}
 			break
 		}
-		c.entries(m, p[n+frameHead:n+frameHead+f.body], f, s.from.off+n, s.trusted)
+		c.entries(m, p[n+frameHead:n+frameHead+f.body], f, s.from.off+n)
+		batch.passes(f)
 		n += f.length()
-		batch.end.entries += f.entries
-		batch.end.events += f.events
-		batch.written = f.written
 	}
 	batch.end.off += n
 	batch.Bytes = n
 	return batch, 0
 }
 
-// frame decodes the head of the commit at p[n], where p begins with the span.
+// recall makes a batch of the commits that m has borrowed, with which the span
+// begins. They never left the memory: their payloads are not checked.
+func (c *Cursor) recall(m *space, s span) *Batch {
+	batch := m.begin(s)
+	for _, r := range m.borrowed {
+		f, err := s.frame(r.blocks[0], batch.Bytes)
+		if err == nil {
+			err = m.recall(pieces{first: r.blocks[0], rest: r.blocks[1:]}, f)
+			batch.passes(f)
+		}
+		if err != nil {
+			c.foundDamage(s.from.seq, r.off, err)
+		}
+		batch.Bytes += r.length
+	}
+	batch.end.off += batch.Bytes
+	return batch
+}
+
+// recall adds the entries of a commit in memory.
+func (m *space) recall(v pieces, f frame) error {
+	before := m.batch.Events
+	v.skip(frameHead)
+	for body := f.body; body > 0; {
+		meta := v.peek(min(entryHead, body))
+		if len(meta) == entryHead {
+			meta = v.peek(min(entryMeta(meta), body))
+		}
+		e, size, err := decodeEntryHead(meta, f.seed)
+		if err != nil || size > body {
+			m.batch.damaged += f.events - min(f.events, uint64(m.batch.Events-before))
+			return errEntryHead
+		}
+		v.skip(int64(len(meta)))
+		n := len(m.pieces)
+		m.pieces = v.take(m.pieces, size-int64(len(meta)))
+		m.add(e, n)
+		body -= size
+	}
+	return nil
+}
+
+// begin makes an empty batch that ends where the span begins.
+func (m *space) begin(s span) *Batch {
+	batch := &m.batch
+	if n := cap(m.pieces); n > piecesKept && len(m.pieces) < n/8 { // many small entries have passed
+		m.pieces, batch.Entries = nil, nil
+	}
+	clear(batch.Entries)
+	clear(m.pieces)
+	m.pieces = m.pieces[:0]
+	*batch = Batch{Entries: batch.Entries[:0], end: s.from}
+	return batch
+}
+
+// add adds an entry whose payload is the pieces from n on.
+func (m *space) add(e Entry, n int) {
+	e.Payload = m.pieces[n:len(m.pieces):len(m.pieces)]
+	m.batch.Entries = append(m.batch.Entries, e)
+	m.batch.Events += e.Events
+}
+
+// passes counts a commit as part of the batch, where reading it may have failed.
+func (b *Batch) passes(f frame) {
+	b.end.entries += f.entries
+	b.end.events += f.events
+	b.written = f.written
+}
+
+// frame decodes the head of the commit at the start of p, which is at byte n of the
+// span.
 func (s span) frame(p []byte, n int64) (frame, error) {
-	f, err := decodeFrame(p[n:], s.from.seq)
+	f, err := decodeFrame(p, s.from.seq)
 	if err == nil && (f.magic != magicCommit || f.salt != s.salt || f.length() > s.end-s.from.off-n) {
 		err = errFrame
 	}
@@ -158,24 +218,20 @@ func (s span) frame(p []byte, n int64) (frame, error) {
 }
 
 // entries decodes the body of a commit at off; what cannot be read is counted.
-func (c *Cursor) entries(m *space, body []byte, f frame, off int64, trusted bool) {
-	batch, read := &m.batch, uint64(0)
+func (c *Cursor) entries(m *space, body []byte, f frame, off int64) {
+	batch, before := &m.batch, m.batch.Events
 	for len(body) > 0 {
-		e, payload, size, err := decodeEntry(body, f.seed, trusted)
+		e, payload, size, err := decodeEntry(body, f.seed)
 		if err != nil {
 			c.foundDamage(f.chunk, off, err)
 			if errors.Is(err, errEntryHead) {
 				break
 			}
 		} else {
-			n := len(m.pieces)
 			m.pieces = append(m.pieces, payload)
-			e.Payload = m.pieces[n : n+1 : n+1]
-			batch.Entries = append(batch.Entries, e)
-			batch.Events += e.Events
-			read += uint64(e.Events)
+			m.add(e, len(m.pieces)-1)
 		}
 		body = body[size:]
 	}
-	batch.damaged += f.events - min(f.events, read)
+	batch.damaged += f.events - min(f.events, uint64(batch.Events-before))
 }

@@ -93,5 +93,8 @@ func (c *Cursor) take(s span, maxBytes int) (*Batch, error) {
 		c.b.mu.Unlock()
 		return f.batch, nil
 	}
+	c.b.mu.Lock()
+	c.b.giveBack(&c.spaces[1-c.space]) // it is of no use
+	c.b.mu.Unlock()
 	return c.read(&c.spaces[c.space], s, maxBytes, true)
 }

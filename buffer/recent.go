@@ -19,21 +19,26 @@ type recent struct {
 	off    int64
 	length int64
 	blocks [][]byte
-	// frees is the segments that nobody needs when this one and those before it
-	// are gone.
-	frees [][]byte
-	pins  int // cursors that copy it
+	slab   *slab // which blocks are in
+}
+
+// slab is segments that are given back together: those of a large commit, or the
+// page that small ones share.
+type slab struct {
+	segments [][]byte
+	kept     int // commits in the list, and the page that takes more
+	lent     int // batches with entries in it
 }
 
 // recents is the newest commits, oldest first, in at most limit bytes of
 // segments. Small ones are copied together, so that they do not take a segment
-// each.
+// each. What is lent to a batch does not count: the batch's size bounds it.
 type recents struct {
 	limit int64 // recentLimit but for tests
 	list  []*recent
-	bytes int64  // of the segments held
-	page  []byte // takes small commits
-	used  int64  // of page
+	bytes int64 // of the segments kept
+	page  *slab // takes small commits
+	used  int64 // of page
 }
 
 // remember keeps the group's segments, which is durable at off of the chunk. It
@@ -42,40 +47,55 @@ func (b *Buffer) remember(g *group, seq uint64, off, length int64) {
 	r := &b.recents
 	item := &recent{seq: seq, off: off, length: length}
 	if length <= smallGroup {
-		if r.page == nil || r.used+length > int64(len(r.page)) {
+		if r.page == nil || r.used+length > segmentSize {
 			b.closePage()
-			r.page, r.used = b.segments.get(), 0
-			r.bytes += segmentSize
+			r.page, r.used = b.keep([][]byte{b.segments.get()}), 0
 		}
-		p := r.page[r.used:][:length:length]
+		p := r.page.segments[0][r.used:][:length:length]
 		copy(p, g.pieces[0])
-		item.blocks = [][]byte{p}
+		item.blocks, item.slab = [][]byte{p}, r.page
+		r.page.kept++
 		r.used += length
 	} else {
 		b.closePage()
-		item.blocks = slices.Clone(g.pieces)
-		item.frees = slices.Clone(g.segments)
+		item.blocks, item.slab = slices.Clone(g.pieces), b.keep(slices.Clone(g.segments))
 		g.segments = g.segments[:0]
-		r.bytes += int64(len(item.frees)) * segmentSize
 	}
 	r.list = append(r.list, item)
 	b.forgetRecent()
 }
 
-// closePage makes the page go with the last commit in it. b.mu is held.
-func (b *Buffer) closePage() {
-	r := &b.recents
-	if r.page == nil {
+// keep makes a slab that is kept once. b.mu is held.
+func (b *Buffer) keep(segments [][]byte) *slab {
+	b.recents.bytes += int64(len(segments)) * segmentSize
+	return &slab{segments: segments, kept: 1}
+}
+
+// unkeep is the end of one keeping. b.mu is held.
+func (b *Buffer) unkeep(s *slab) {
+	if s.kept--; s.kept == 0 {
+		b.recents.bytes -= int64(len(s.segments)) * segmentSize
+		b.reclaim(s)
+	}
+}
+
+// reclaim gives the segments back to the pool once nobody has them. b.mu is held.
+func (b *Buffer) reclaim(s *slab) {
+	if s.kept > 0 || s.lent > 0 {
 		return
 	}
-	if n := len(r.list); n > 0 {
-		last := r.list[n-1]
-		last.frees = append(last.frees, r.page)
-	} else {
-		b.segments.put(r.page)
-		r.bytes -= segmentSize
+	for _, segment := range s.segments {
+		b.segments.put(segment)
 	}
-	r.page = nil
+	s.segments = nil
+}
+
+// closePage lets the page go with the last commit in it. b.mu is held.
+func (b *Buffer) closePage() {
+	if page := b.recents.page; page != nil {
+		b.recents.page = nil
+		b.unkeep(page)
+	}
 }
 
 // forgetRecent lets go of what every cursor has passed, and of the oldest while
@@ -83,20 +103,8 @@ func (b *Buffer) closePage() {
 func (b *Buffer) forgetRecent() {
 	r := &b.recents
 	n := 0
-	for ; n < len(r.list); n++ {
-		item := r.list[n]
-		if r.bytes <= r.limit && !b.passed(item) {
-			break
-		}
-		for _, s := range item.frees {
-			if item.pins == 0 { // else the collector takes it
-				b.segments.put(s)
-			}
-			r.bytes -= segmentSize
-		}
-		if len(item.frees) == 0 && item.pins > 0 && n+1 < len(r.list) {
-			r.list[n+1].pins++ // shares the page; never given back to the pool
-		}
+	for ; n < len(r.list) && (r.bytes > r.limit || b.passed(r.list[n])); n++ {
+		b.unkeep(r.list[n].slab)
 	}
 	clear(r.list[:n])
 	r.list = r.list[n:]
@@ -116,40 +124,37 @@ func (b *Buffer) passed(item *recent) bool {
 	return true
 }
 
-// recall copies the commits at the span's beginning, as many as maxBytes holds,
-// if they are still in memory; alone, also a first one that is longer.
-func (b *Buffer) recall(to *space, s span, maxBytes int64, alone bool) ([]byte, bool) {
+// borrow lends the commits at the span's beginning to m, as many as maxBytes holds,
+// if they are still in memory; alone, also a first one that is longer. They stay as
+// they are until giveBack.
+func (b *Buffer) borrow(m *space, s span, maxBytes int64, alone bool) bool {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	list := b.recents.list
 	first, found := slices.BinarySearchFunc(list, s.from, func(r *recent, p position) int {
 		return cmp.Or(cmp.Compare(r.seq, p.seq), cmp.Compare(r.off, p.off))
 	})
-	var items []*recent
+	if !found {
+		return false
+	}
 	n := int64(0)
-	if found {
-		for _, r := range list[first:] {
-			if r.seq != s.from.seq || r.off != s.from.off+n || s.from.off+n+r.length > s.end || (n > 0 || !alone) && n+r.length > maxBytes {
-				break
-			}
-			r.pins++
-			items = append(items, r)
-			n += r.length
+	for _, r := range list[first:] {
+		if r.seq != s.from.seq || r.off != s.from.off+n || s.from.off+n+r.length > s.end || (n > 0 || !alone) && n+r.length > maxBytes {
+			break
 		}
+		r.slab.lent++
+		m.borrowed = append(m.borrowed, r)
+		n += r.length
 	}
-	b.mu.Unlock()
-	if n == 0 {
-		return nil, false
+	return n > 0
+}
+
+// giveBack ends what borrow began. b.mu is held.
+func (b *Buffer) giveBack(m *space) {
+	for _, r := range m.borrowed {
+		r.slab.lent--
+		b.reclaim(r.slab)
 	}
-	p := to.memory(n, maxBytes)[:0]
-	for _, r := range items {
-		for _, block := range r.blocks {
-			p = append(p, block...)
-		}
-	}
-	b.mu.Lock()
-	for _, r := range items {
-		r.pins--
-	}
-	b.mu.Unlock()
-	return p, true
+	clear(m.borrowed)
+	m.borrowed = m.borrowed[:0]
 }

@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 )
@@ -82,6 +83,46 @@ func TestReadWhileForgetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	requireBalance(t, b)
+}
+
+// TestBorrowedStays: what a batch has of the commits in memory stays as it is until
+// the batch is committed, also when they are let go of meanwhile and others come; then
+// it is used again. Small commits share a page, large ones have pieces.
+func TestBorrowedStays(t *testing.T) {
+	for _, size := range []int{100, 10_000, 150_000, 700_000} {
+		b := open(t, Options{Dir: "/b", FS: newMemFS(), Cursors: []string{"out"}})
+		const each = 8
+		b.recents.limit = each * (int64(size)/segmentSize + 1) * segmentSize
+		c := b.cursors[0]
+		put(t, b, 0, each, size)
+		n := 0
+		for round := 1; round < 4; round++ {
+			batch, err := c.Next(t.Context(), 4<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lent := slices.Clone(c.spaces[c.space].borrowed)
+			if round == 1 && len(lent) == 0 {
+				t.Fatalf("entries of %d bytes: nothing was in memory", size)
+			}
+			put(t, b, round*each, (round+1)*each, size)
+			for _, e := range batch.Entries {
+				requireEntry(t, e, entry(n, size))
+				n++
+			}
+			if err := c.Commit(batch, nil); err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range lent {
+				if r.slab.lent != 0 {
+					t.Errorf("entries of %d bytes: memory is lent after the batch is committed", size)
+				}
+			}
+		}
+		if kept := b.recents.bytes; kept > b.recents.limit {
+			t.Errorf("entries of %d bytes: %d bytes kept, the limit is %d", size, kept, b.recents.limit)
+		}
+	}
 }
 
 // TestGather: it ends when so much waits, and not before.

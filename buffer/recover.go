@@ -389,7 +389,7 @@ func (w *walker) whole(off int64, f frame) (bool, error) {
 	}
 	p = p[frameHead:]
 	for len(p) > 0 {
-		_, _, n, err := decodeEntry(p, f.seed, false)
+		_, _, n, err := decodeEntry(p, f.seed)
 		if err != nil {
 			return false, nil
 		}

@@ -17,6 +17,9 @@ import (
 // grows for an event that is larger.
 const windowSize = 256 << 10
 
+// joinedKept is how much memory is kept for payloads that come in pieces.
+const joinedKept = 4 << 20
+
 // maxWindow is the largest event that is decompressed.
 const maxWindow = 1 << 30
 
@@ -27,6 +30,7 @@ type eventReader struct {
 	gzip   *gzip.Reader
 	zstd   *zstd.Decoder
 	window []byte
+	joined []byte // a payload that came in pieces
 }
 
 // eventFunc takes one event: p begins with its record, at most the rest of the
@@ -36,12 +40,12 @@ type eventFunc func(ev forward.Event, p []byte) (n int, err error)
 // each calls f for every event of the entry in order. An event without a time
 // has that of the message's receipt.
 func (r *eventReader) each(e *buffer.Entry, f eventFunc) error {
-	payload := e.Payload[0]
+	payload := r.join(e.Payload)
 	if e.Flags&(buffer.FlagGzip|buffer.FlagZstd) == 0 {
 		_, err := walk(payload, e.Received, true, f)
 		return err
 	}
-	in, err := r.open(e)
+	in, err := r.open(payload, e.Flags)
 	if err != nil {
 		return err
 	}
@@ -77,11 +81,26 @@ func (r *eventReader) each(e *buffer.Entry, f eventFunc) error {
 	}
 }
 
+// join returns the payload in one piece.
+func (r *eventReader) join(payload [][]byte) []byte {
+	if len(payload) == 1 {
+		return payload[0]
+	}
+	if cap(r.joined) > joinedKept {
+		r.joined = nil // a large entry has passed
+	}
+	r.joined = r.joined[:0]
+	for _, p := range payload {
+		r.joined = append(r.joined, p...)
+	}
+	return r.joined
+}
+
 // open returns the decompressed payload.
-func (r *eventReader) open(e *buffer.Entry) (io.Reader, error) {
-	r.src.Reset(e.Payload[0])
+func (r *eventReader) open(payload []byte, flags buffer.Flags) (io.Reader, error) {
+	r.src.Reset(payload)
 	var err error
-	if e.Flags&buffer.FlagZstd != 0 {
+	if flags&buffer.FlagZstd != 0 {
 		if r.zstd == nil {
 			r.zstd, err = zstd.NewReader(&r.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		} else {
