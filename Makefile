@@ -63,8 +63,8 @@ fuzz-short: ## each fuzz target for a few seconds
 FLUENTD     ?= $(shell command -v fluentd)
 FLUENTBIT   ?= $(shell command -v fluent-bit)
 
-# About four minutes on two cores, two more for each of these peers. The other
-# one is a module of its own.
+# About five minutes on two cores, a good minute more for each of these peers.
+# The other one is a module of its own.
 bench: build ## microbenchmarks, then the end-to-end table of docs/performance.md
 	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|AppendValue|Patch|^BenchmarkFile$$' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/output ./internal/load
 	cd internal/bench/otel && $(GO) build -o ../../../bin/otel .
