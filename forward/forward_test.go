@@ -628,6 +628,78 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
+// slowListener has connections queued and gives them out one by one, slowly, also
+// once its deadline has come.
+type slowListener struct {
+	net.Listener
+	queue   chan net.Conn
+	expired chan struct{}
+}
+
+func (l *slowListener) SetDeadline(time.Time) error { close(l.expired); return nil }
+
+func (l *slowListener) Accept() (net.Conn, error) {
+	time.Sleep(2 * acceptGrace)
+	for {
+		select {
+		case c := <-l.queue:
+			return c, nil
+		default:
+		}
+		select {
+		case c := <-l.queue:
+			return c, nil
+		case <-l.expired:
+			if len(l.queue) == 0 {
+				return nil, os.ErrDeadlineExceeded
+			}
+		}
+	}
+}
+
+// TestShutdownTakesTheQueue: what waited to be accepted is taken, however long that
+// takes, and what it has sent is acked.
+func TestShutdownTakesTheQueue(t *testing.T) {
+	const queued = 5
+	srv, err := NewServer(Config{Handler: &received{}, Log: zaptest.NewLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &slowListener{Listener: listen(t, "tcp"), queue: make(chan net.Conn, queued), expired: make(chan struct{})}
+	var conns []net.Conn
+	for range queued {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write(pack([]any{"t", stream(1), dict{"chunk": "id"}})); err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := l.Listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.queue <- accepted
+		conns = append(conns, conn)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	eventually(t, "the first is accepted", func() bool { return srv.Stats().Accepted > 0 })
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	for i, conn := range conns {
+		conn.SetReadDeadline(time.Now().Add(patience))
+		if got, err := io.ReadAll(conn); err != nil || string(got) != ackOfID {
+			t.Errorf("connection %d: %q, %v", i, got, err)
+		}
+	}
+}
+
 // TestDenyKeepalive: one message, its ack, and the end.
 func TestDenyKeepalive(t *testing.T) {
 	r := serve(t, Config{Handler: &received{}, DenyKeepalive: true})

@@ -135,8 +135,8 @@ type Server struct {
 
 	mu        sync.Mutex
 	sessions  map[*session]struct{}
-	clients   map[netip.Addr]int // open connections, if there is a limit of them
-	listeners map[net.Listener]struct{}
+	clients   map[netip.Addr]int             // open connections, if there is a limit of them
+	listeners map[net.Listener]chan struct{} // closed when its Serve has ended
 	packets   map[net.PacketConn]struct{}
 	peak      int
 	closed    bool
@@ -170,7 +170,7 @@ func NewServer(c Config) (*Server, error) {
 		stopping:  make(chan struct{}),
 		sessions:  map[*session]struct{}{},
 		clients:   map[netip.Addr]int{},
-		listeners: map[net.Listener]struct{}{},
+		listeners: map[net.Listener]chan struct{}{},
 		packets:   map[net.PacketConn]struct{}{},
 	}
 	s.tag = []byte(c.Tag)
@@ -222,7 +222,9 @@ func (s *Server) Serve(l net.Listener) error {
 		s.mu.Unlock()
 		return errors.Join(net.ErrClosed, l.Close())
 	}
-	s.listeners[l] = struct{}{}
+	ended := make(chan struct{})
+	defer close(ended)
+	s.listeners[l] = ended
 	s.mu.Unlock()
 	defer l.Close()
 	for {

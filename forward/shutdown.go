@@ -59,25 +59,35 @@ const acceptGrace = 20 * time.Millisecond
 // have already written.
 func (s *Server) drainListeners() {
 	s.mu.Lock()
-	var waiting []interface{ SetDeadline(time.Time) error }
-	for l := range s.listeners {
+	waiting := map[interface{ SetDeadline(time.Time) error }]chan struct{}{}
+	for l, ended := range s.listeners {
 		if d, ok := l.(interface{ SetDeadline(time.Time) error }); ok {
-			waiting = append(waiting, d)
+			waiting[d] = ended
 		}
 	}
 	s.draining.Store(len(waiting) > 0)
 	s.mu.Unlock()
 	deadline := time.Now().Add(acceptGrace)
-	for _, l := range waiting {
+	for l := range waiting {
 		// Serve returns at the deadline, with the queue empty or nearly so.
-		if err := l.SetDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
-			s.log.Debug("listener not drained", zap.Error(err))
+		if err := l.SetDeadline(deadline); err != nil {
+			delete(waiting, l)
+			if !errors.Is(err, os.ErrNoDeadline) {
+				s.log.Debug("listener not drained", zap.Error(err))
+			}
 		}
 	}
-	if len(waiting) > 0 {
-		t := time.NewTimer(acceptGrace)
-		defer t.Stop()
-		<-t.C
+	if len(waiting) == 0 {
+		return
+	}
+	t := time.NewTimer(drainGrace) // those who go on and on connecting are reset then
+	defer t.Stop()
+	for _, ended := range waiting {
+		select {
+		case <-ended:
+		case <-t.C:
+			return
+		}
 	}
 }
 

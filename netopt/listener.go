@@ -227,8 +227,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 		l.watchOn()
 		switch {
 		case err != nil:
-			if errors.Is(err, os.ErrDeadlineExceeded) && !l.expired() {
-				continue // Pause, which may be over by now
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				if !l.expired() {
+					continue // Pause, which may be over by now
+				}
+				if c := l.queued(); c != nil {
+					return c, nil
+				}
 			}
 			if l.isClosed() {
 				err = net.ErrClosed // the file's own error does not say so
@@ -250,6 +255,18 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: os.NewSyscallError("accept4", opErr)}
 		}
 	}
+}
+
+// queued accepts a connection if one is queued, whatever the deadline.
+func (l *Listener) queued() net.Conn {
+	var c net.Conn
+	_ = l.raw.Control(func(fd uintptr) { // fails on a closed listener, which has none
+		if nfd, sa, err := unix.Accept4(int(fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err == nil {
+			l.accepted.Add(1)
+			c = newConn(nfd, sa, l.addr)
+		}
+	})
+	return c
 }
 
 // transient reports errors of a connection that died in the queue (accept(2)).

@@ -219,6 +219,22 @@ func TestDeadline(t *testing.T) {
 		c.Close()
 		t.Error("Accept after the deadline")
 	}
+	// What is queued comes first: whoever drains a listener loses nothing of it.
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	eventually(t, func() error {
+		c, err := l.Accept()
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	})
+	if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Accept = %v", err)
+	}
 	if err := l.SetDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
