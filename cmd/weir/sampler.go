@@ -77,6 +77,7 @@ type sampler struct {
 	peaks               queue.Peaks
 	senders             []status.Sender
 	known               int
+	disks               map[string]disk // of the buffers, by path
 	syncookies, maxSyn  int
 	synDropped, cookies uint64 // since start
 	err                 string // why something could not be sampled
@@ -85,6 +86,9 @@ type sampler struct {
 	walk, waiting, table, sysctls paced
 	counters                      *netopt.Counters // of the last tick
 }
+
+// disk is the room of a file system, in bytes.
+type disk struct{ free, size int64 }
 
 type portSample struct {
 	netopt.PortStates
@@ -97,7 +101,7 @@ func newSampler(log *zap.Logger) (*sampler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sampler{alerts: alert.New(log), log: log, kernel: k, ports: map[string]portSample{}, syncookies: -1, maxSyn: -1,
+	return &sampler{alerts: alert.New(log), log: log, kernel: k, ports: map[string]portSample{}, disks: map[string]disk{}, syncookies: -1, maxSyn: -1,
 		walk: paced{share: walkShare, longest: longestPeriod}, waiting: paced{share: waitingShare, longest: waitingPeriod},
 		table: paced{share: walkShare, longest: longestPeriod}, sysctls: paced{share: walkShare, longest: longestPeriod}}, nil
 }
@@ -218,6 +222,19 @@ func (sm *sampler) readSysctls() {
 	sm.syncookies, sm.maxSyn = cookies, maxSyn
 }
 
+// readDisk reads the room of the file system that holds path; it is zero where that
+// cannot be told.
+func (sm *sampler) readDisk(path string) (d disk) {
+	var fs unix.Statfs_t
+	if unix.Statfs(path, &fs) == nil {
+		d = disk{int64(fs.Bavail) * fs.Bsize, int64(fs.Blocks) * fs.Bsize}
+	}
+	sm.mu.Lock()
+	defer sm.mu.Unlock()
+	sm.disks[path] = d
+	return d
+}
+
 // countSyns adds up what the SYN queues could not take.
 func (sm *sampler) countSyns(r *alert.Reading) {
 	if was := sm.counters; was != nil {
@@ -252,6 +269,10 @@ func (sm *sampler) apply(snap *status.Snapshot) {
 	defer sm.mu.Unlock()
 	for i := range snap.Queues {
 		sm.peaks.Apply(&snap.Queues[i], snap.Now)
+	}
+	for i := range snap.Buffers {
+		d := sm.disks[snap.Buffers[i].Path]
+		snap.Buffers[i].DiskFree, snap.Buffers[i].DiskSize = d.free, d.size
 	}
 	snap.Senders, snap.SendersKnown = sm.senders, sm.known
 	if sm.err != "" {
@@ -291,10 +312,8 @@ func (s *server) reading(now time.Time) *alert.Reading {
 		if st.Failing != nil {
 			b.Failing = st.Failing.Error()
 		}
-		var fs unix.Statfs_t
-		if unix.Statfs(b.Path, &fs) == nil {
-			b.DiskFree, b.DiskSize = int64(fs.Bavail)*fs.Bsize, int64(fs.Blocks)*fs.Bsize
-		}
+		d := s.sampler.readDisk(b.Path)
+		b.DiskFree, b.DiskSize = d.free, d.size
 		r.Buffers = append(r.Buffers, b)
 		for i, run := range m.runners {
 			o := run.Stats()

@@ -23,7 +23,7 @@ func (s *server) snapshot() *status.Snapshot {
 func (s *server) figures() *status.Snapshot {
 	snap := &status.Snapshot{
 		Version: version, PID: os.Getpid(), Started: s.started, Now: time.Now(),
-		CommitLatency: map[string]status.Histogram{}, DirectIO: map[string]bool{}, ReadAhead: map[string]int64{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
+		CommitLatency: map[string]status.Histogram{}, TCPStates: map[string]int64{}, Kernel: map[string]uint64{},
 		Traffic: status.Traffic{Messages: map[string]uint64{}, Events: map[string]uint64{}, Bytes: map[string]uint64{},
 			Heartbeats: map[string]uint64{}, Connections: map[string]uint64{}, Waits: map[string]uint64{}, Refused: map[string]uint64{}, Invalid: map[string]uint64{}},
 	}
@@ -186,8 +186,13 @@ func addMatch(snap *status.Snapshot, m *match) {
 			Dropped: st.FailedEntries, OldestAge: st.PendingAge, Note: note},
 		queue.Queue{Name: queue.Buffer, Instance: name, Unit: queue.UnitBytes, Depth: st.Backlog, Capacity: st.Limit, Peak: st.PeakBacklog,
 			Dropped: droppedEvents(st.Cursors), DroppedBy: droppedBy(st.Cursors), OldestAge: st.OldestAge, Note: cached(m, st)})
-	snap.DirectIO[name] = st.Direct
-	snap.ReadAhead[name] = st.ReadAheadBytes
+	b := status.Buffer{Name: name, Path: m.config.Buffer.Path, Bytes: st.Backlog, Limit: st.Limit, Overflow: m.config.Buffer.Overflow,
+		Chunks: st.Chunks, Spares: st.Spares, Oldest: st.OldestAge.Seconds(), Commits: st.Commits, FailedCommits: st.FailedCommits,
+		DroppedChunks: st.DroppedChunks, ChunkIDs: st.IDs, Durable: !m.config.Buffer.NoSync, Direct: st.Direct, ReadAhead: st.ReadAheadBytes}
+	for _, c := range st.Cursors {
+		b.Recovered = max(b.Recovered, c.Recovered)
+	}
+	snap.Buffers = append(snap.Buffers, b)
 	l := st.Latency
 	snap.CommitLatency[name] = histogram(l.Bounds, l.Counts, l.Count, l.Sum)
 	snap.Damaged = append(snap.Damaged, status.Damaged{Match: name, Chunks: st.DamagedChunks, Bytes: st.DamagedBytes, Limit: buffer.DamagedLimit, Dropped: st.DroppedDamaged})

@@ -83,10 +83,10 @@ func TestRules(t *testing.T) {
 		{title: "failing", want: CommitFailing, what: "no space left", mend: "df -h /b", change: func(r *Reading) { r.Buffers[0].Failing = "no space left" }},
 		{title: "slow", want: CommitSlow, what: "1.5s", change: func(r *Reading) { r.Buffers[0].PendingAge = 1500 * time.Millisecond }},
 		{title: "not slow", change: func(r *Reading) { r.Buffers[0].PendingAge = 999 * time.Millisecond }},
-		{title: "buffer high", want: BufferHigh, what: "81% of total_limit_size 1000 bytes; beyond it the oldest events are dropped",
+		{title: "buffer high", want: BufferHigh, what: "81% of total_limit_size 1000 B; beyond it the oldest events are dropped",
 			before: func(r *Reading) { r.Buffers[0].Overflow = "drop_oldest_chunk" }, change: func(r *Reading) { r.Buffers[0].Backlog = 810 }},
 		{title: "buffer refuses", want: BufferRefusing, what: "3 messages", change: func(r *Reading) { r.Buffers[0].Refused = 3 }},
-		{title: "disk", want: DiskLow, what: "4096 MiB free of 102400 MiB", mend: "df -h /b", change: func(r *Reading) { r.Buffers[0].DiskFree = 4 << 30 }},
+		{title: "disk", want: DiskLow, what: "4.0 GiB free of 100.0 GiB", mend: "df -h /b", change: func(r *Reading) { r.Buffers[0].DiskFree = 4 << 30 }},
 		{title: "retrying", want: OutputRetrying, what: "3 failures in a row: refused; next try in 8s", change: func(r *Reading) {
 			r.Outputs[0].Step, r.Outputs[0].LastError, r.Outputs[0].NextRetry = 3, "refused", r.At.Add(8*time.Second)
 		}},

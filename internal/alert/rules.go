@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"weir/internal/doctor"
+	"weir/internal/queue"
+	"weir/internal/status"
 	"weir/netopt"
 )
 
@@ -254,7 +256,7 @@ func source(was *Source, now Source) (all []condition) {
 	}
 	if now.MemoryWaiting > 0 {
 		all = append(all, condition{name: MemoryWaits, subject: now.Name, mend: "a larger memory_limit, then systemctl restart weir; or a faster disk, if commit_slow is on too",
-			what: fmt.Sprintf("%d connections wait: %d of memory_limit %d bytes are held by messages that are not stored yet", now.MemoryWaiting, now.MemoryHeld, now.MemoryLimit)})
+			what: fmt.Sprintf("%d connections wait: %s of memory_limit %s are held by messages that are not stored yet", now.MemoryWaiting, size(now.MemoryHeld), size(now.MemoryLimit))})
 	}
 	if was == nil {
 		return all
@@ -284,7 +286,7 @@ func storage(was *Buffer, now Buffer) (all []condition) {
 			then = "messages are refused and senders keep them"
 		}
 		all = append(all, condition{name: BufferHigh, subject: now.Name, mend: "a larger total_limit_size, or a faster output",
-			what: fmt.Sprintf("%d%% of total_limit_size %d bytes; beyond it %s", int(100*float64(now.Backlog)/float64(now.Limit)), now.Limit, then)})
+			what: fmt.Sprintf("%d%% of total_limit_size %s; beyond it %s", int(100*float64(now.Backlog)/float64(now.Limit)), size(now.Limit), then)})
 	}
 	if was != nil {
 		if n := grown(was.Refused, now.Refused); n > 0 {
@@ -294,7 +296,7 @@ func storage(was *Buffer, now Buffer) (all []condition) {
 	}
 	if low := max(int64(diskLowShare*float64(now.DiskSize)), 2*now.ChunkLimit); now.DiskSize > 0 && now.DiskFree < min(low, now.DiskSize/2) {
 		all = append(all, condition{name: DiskLow, subject: now.Name, mend: "df -h " + now.Path,
-			what: fmt.Sprintf("%d MiB free of %d MiB in the file system of %s", now.DiskFree>>20, now.DiskSize>>20, now.Path)})
+			what: fmt.Sprintf("%s free of %s in the file system of %s", size(now.DiskFree), size(now.DiskSize), now.Path)})
 	}
 	return all
 }
@@ -330,6 +332,8 @@ func expiry(c Certificate, at time.Time) []condition {
 	return []condition{{name: CertificateExpiring, subject: c.Name, what: what, remind: 24 * time.Hour,
 		mend: "renew " + c.Name + "; weir takes new files at the next handshake, without a restart"}}
 }
+
+func size(bytes int64) string { return status.Amount(bytes, queue.UnitBytes) }
 
 func span(was, now *Reading) time.Duration {
 	if was.At.IsZero() {

@@ -233,6 +233,7 @@ func TestPage(t *testing.T) {
 	}
 	b.until("the events", `document.getElementById("totals").innerText.includes("1,000 events in 20 messages")`)
 	b.until("the balance", `[...document.querySelectorAll("#balance-table tbody tr")].some((r) => r.innerText.includes("1,000") && r.innerText.includes("even"))`)
+	b.until("the buffer", `((r) => r.cells[0].textContent === "out" && /[1-9]/.test(r.cells[3].textContent) && /fdatasync/.test(r.innerText) && /of .* [GTM]iB$/.test(r.lastElementChild.textContent))(document.querySelector("#buffer-table tbody tr"))`)
 	b.until("the sender", `[...document.querySelectorAll("#sender-table tbody tr")].some((r) => r.cells[0].textContent === "127.0.0.1" && /\b1,0\d\d\b/.test(r.innerText))`)
 	b.do(chromedp.Click(`//table[@id="sender-table"]//button[text()="Bytes"]`))
 	if order := b.text(`[...document.querySelectorAll("#sender-table th[aria-sort]")].map((th) => th.textContent + " " + th.getAttribute("aria-sort")).join()`); order != "Bytes descending" {

@@ -70,11 +70,18 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		e.histogram("weir_commit_seconds", "Time of one commit: write and fdatasync.", h, "buffer", name)
 	}
 
-	for name, direct := range s.DirectIO {
-		e.gauge("weir_buffer_direct_io", "1 if commits pass the page cache by (O_DIRECT), 0 if the file system refuses that.", boolFloat(direct), "buffer", name)
-	}
-	for name, n := range s.ReadAhead {
-		e.gauge("weir_buffer_read_ahead_bytes", "Memory in which outputs that are behind read their next batch while one is delivered.", float64(n), "buffer", name)
+	for _, b := range s.Buffers {
+		e.gauge("weir_buffer_chunks", "Chunk files with undelivered entries, and the one that is written.", float64(b.Chunks), "buffer", b.Name)
+		e.gauge("weir_buffer_spare_files", "Delivered chunk files that wait to be used again.", float64(b.Spares), "buffer", b.Name)
+		e.counter("weir_buffer_failed_commits_total", "Commits that did not become durable.", float64(b.FailedCommits), "buffer", b.Name)
+		e.counter("weir_buffer_dropped_chunks_total", "Chunks that made room for newer ones (drop_oldest_chunk).", float64(b.DroppedChunks), "buffer", b.Name)
+		e.gauge("weir_buffer_chunk_ids", "Chunk ids that are known, so that their resends are not stored again.", float64(b.ChunkIDs), "buffer", b.Name)
+		e.gauge("weir_buffer_direct_io", "1 if commits pass the page cache by (O_DIRECT), 0 if the file system refuses that.", boolFloat(b.Direct), "buffer", b.Name)
+		e.gauge("weir_buffer_read_ahead_bytes", "Memory in which outputs that are behind read their next batch while one is delivered.", float64(b.ReadAhead), "buffer", b.Name)
+		if b.DiskSize > 0 {
+			e.gauge("weir_buffer_disk_free_bytes", "Free space of the buffer's file system.", float64(b.DiskFree), "buffer", b.Name)
+			e.gauge("weir_buffer_disk_size_bytes", "Size of the buffer's file system.", float64(b.DiskSize), "buffer", b.Name)
+		}
 	}
 
 	dropped := map[string]uint64{}

@@ -21,6 +21,7 @@ type Snapshot struct {
 
 	Listeners []Listener    `json:"listeners"`
 	Queues    []queue.Queue `json:"queues"`
+	Buffers   []Buffer      `json:"buffers"`
 	Outputs   []Output      `json:"outputs"`
 	Balance   []Balance     `json:"balance"`
 	Traffic   Traffic       `json:"traffic"`
@@ -34,13 +35,6 @@ type Snapshot struct {
 	AckLatency Histogram `json:"-"`
 	// CommitLatency is the time of one write and fdatasync, by buffer.
 	CommitLatency map[string]Histogram `json:"-"`
-
-	// DirectIO says of each buffer whether its commits pass the page cache by
-	// (O_DIRECT, open(2)).
-	DirectIO map[string]bool `json:"direct_io"`
-	// ReadAhead is the memory in bytes that outputs of a buffer which are behind take
-	// to read their next batch while one is delivered.
-	ReadAhead map[string]int64 `json:"read_ahead_bytes"`
 
 	// TCPStates counts the connections of the listening ports by state, as
 	// the kernel has them.
@@ -148,6 +142,56 @@ type Traffic struct {
 	Invalid       map[string]uint64 `json:"invalid_messages"`
 	InvalidEvents uint64            `json:"invalid_events"`
 	NilRecords    uint64            `json:"nil_records"`
+}
+
+// Buffer is the storage of one <match>; how full it is, is its queue's. Counters
+// count since start.
+type Buffer struct {
+	// Name is that of its queue; Path is its directory.
+	Name string `json:"name"`
+	Path string `json:"path"`
+	// Bytes are undelivered, of the slowest output, of at most Limit
+	// (total_limit_size); Overflow is what happens beyond that (overflow_action).
+	Bytes    int64  `json:"bytes"`
+	Limit    int64  `json:"limit"`
+	Overflow string `json:"overflow_action"`
+	// Chunks are the files in use: those with undelivered entries, and the one that is
+	// written. Spares are delivered ones that wait to be used again.
+	Chunks int `json:"chunks"`
+	Spares int `json:"spare_files"`
+	// Oldest is the age of the oldest undelivered entry, in seconds.
+	Oldest float64 `json:"oldest_seconds"`
+	// Commits are writes that became durable, FailedCommits those that did not.
+	Commits       uint64 `json:"commits"`
+	FailedCommits uint64 `json:"failed_commits"`
+	// Recovered is the events that the start found undelivered, of the slowest
+	// output.
+	Recovered uint64 `json:"recovered_events"`
+	// DroppedChunks made room for newer ones (drop_oldest_chunk).
+	DroppedChunks uint64 `json:"dropped_chunks"`
+	// ChunkIDs are known, so that their resends are not stored again.
+	ChunkIDs int `json:"chunk_ids"`
+	// Durable: an ack waits for fdatasync (durability). Direct: commits pass the page
+	// cache by (O_DIRECT, open(2)).
+	Durable bool `json:"durable"`
+	Direct  bool `json:"direct_io"`
+	// ReadAhead is the memory in bytes that outputs which are behind take to read
+	// their next batch while one is delivered.
+	ReadAhead int64 `json:"read_ahead_bytes"`
+	// DiskFree and DiskSize are those of its file system in bytes, 0 until sampled.
+	DiskFree int64 `json:"disk_free"`
+	DiskSize int64 `json:"disk_size"`
+}
+
+// Writes says in a few words how its commits reach the disk.
+func (b *Buffer) Writes() string {
+	switch {
+	case !b.Durable:
+		return "no fdatasync"
+	case b.Direct:
+		return "O_DIRECT"
+	}
+	return "page cache"
 }
 
 // Quarantine is what of a match's messages could never be taken.

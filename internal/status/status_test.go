@@ -35,6 +35,8 @@ func example() *Snapshot {
 		Outputs: []Output{{ID: "out", Type: "file", Match: "app.**", DeliveredEvents: 90, DeliveredBytes: 900,
 			PendingBytes: 1536, PendingChunks: 1, Capacity: 64 << 30, Retries: 3, Step: 3, NextRetry: &next,
 			FirstFailure: &start, Batches: 6, Messages: 7, FlushSeconds: 1.5, SlowFlushes: 1, SecondaryBatches: 2, DroppedChunks: 4}},
+		Buffers: []Buffer{{Name: "app.**", Path: "/var/lib/weir/app", Bytes: 1536, Limit: 64 << 30, Overflow: "throw_exception", Chunks: 2, Spares: 1, Oldest: 2.5,
+			Commits: 70, FailedCommits: 3, Recovered: 5, DroppedChunks: 4, ChunkIDs: 9, Durable: true, Direct: true, ReadAhead: 4096, DiskFree: 3 << 30, DiskSize: 8 << 30}},
 		Damaged: []Damaged{{Match: "app.**", Chunks: 2, Bytes: 4096, Limit: 8192, Dropped: 3}},
 		Balance: []Balance{{Output: "out", Match: "app.**", Recovered: 5, Received: 100, Delivered: 90, Buffered: 14,
 			Dropped: map[string]uint64{"retry_limit": 1}}},
@@ -106,6 +108,14 @@ func TestMetrics(t *testing.T) {
 		t.Fatalf("status %d: %s", code, body)
 	}
 	for _, want := range []string{
+		`weir_buffer_chunks{buffer="app.**"} 2`,
+		`weir_buffer_spare_files{buffer="app.**"} 1`,
+		`weir_buffer_failed_commits_total{buffer="app.**"} 3`,
+		`weir_buffer_dropped_chunks_total{buffer="app.**"} 4`,
+		`weir_buffer_chunk_ids{buffer="app.**"} 9`,
+		`weir_buffer_direct_io{buffer="app.**"} 1`,
+		`weir_buffer_read_ahead_bytes{buffer="app.**"} 4096`,
+		`weir_buffer_disk_free_bytes{buffer="app.**"} 3.221225472e+09`,
 		`weir_listener_backlog_asked{name="0.0.0.0:24224"} 2048`,
 		`weir_listener_backlog_granted{name="0.0.0.0:24224"} 128`,
 		`weir_queue_depth{name="0.0.0.0:24224",queue="accept"} 64`,
@@ -227,6 +237,7 @@ func TestWriteText(t *testing.T) {
 		"accept  0.0.0.0:24224    64       128       50%   0       129      371      -\n",
 		"buffer  app.**           1.5 KiB  64.0 GiB  0%    0 B     4.0 MiB  0        2.5s\n",
 		"retry 3 in 30s",
+		"app.**  2       1      70       3       5          O_DIRECT  3.0 GiB of 8.0 GiB  /var/lib/weir/app\n",
 		"received: 100 events in 2 messages, 4.9 KiB; 2 acks; 0 sent again; heartbeats: connect 1, udp 7\n",
 	} {
 		if !strings.Contains(got, want) {

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"weir/internal/doctor"
 	"weir/internal/queue"
@@ -22,7 +21,7 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	if !s.Ready() {
 		state = "NOT READY"
 	}
-	fmt.Fprintf(b, "weir %s, pid %d, up %s, %s\n", s.Version, s.PID, age(s.Now.Sub(s.Started)), state)
+	fmt.Fprintf(b, "weir %s, pid %d, up %s, %s\n", s.Version, s.PID, Age(s.Now.Sub(s.Started)), state)
 	for _, p := range s.Problems {
 		fmt.Fprintf(b, "  problem: %s\n", p)
 	}
@@ -35,9 +34,9 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	}
 	for _, a := range s.Alerts {
 		if a.Until == nil {
-			fmt.Fprintf(b, "  alert: %s, %s: %s\n", a.Name, printable(a.Subject), printable(a.Message))
+			fmt.Fprintf(b, "  alert: %s, %s: %s\n", a.Name, Printable(a.Subject), Printable(a.Message))
 			if a.Mend != "" {
-				fmt.Fprintf(b, "    to mend it: %s\n", printable(a.Mend))
+				fmt.Fprintf(b, "    to mend it: %s\n", Printable(a.Mend))
 			}
 		}
 	}
@@ -48,9 +47,9 @@ func WriteText(w io.Writer, s *Snapshot) error {
 		if f.Severity == doctor.Note {
 			continue // weir doctor tells of these
 		}
-		fmt.Fprintf(b, "  %s: %s %s: %s", f.Severity, f.Check, printable(f.Subject), printable(f.Found))
+		fmt.Fprintf(b, "  %s: %s %s: %s", f.Severity, f.Check, Printable(f.Subject), Printable(f.Found))
 		if f.Mend != "" {
-			fmt.Fprintf(b, "; to mend it: %s", printable(f.Mend))
+			fmt.Fprintf(b, "; to mend it: %s", Printable(f.Mend))
 		}
 		fmt.Fprintln(b)
 	}
@@ -61,28 +60,37 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	for _, q := range s.Queues {
 		capacity, fill := "-", "-"
 		if q.Capacity > 0 {
-			capacity = amount(q.Capacity, q.Unit)
+			capacity = Amount(q.Capacity, q.Unit)
 			fill = fmt.Sprintf("%.0f%%", 100*q.Fill())
 		}
 		oldest := "-"
 		if q.OldestAge > 0 {
-			oldest = age(q.OldestAge)
+			oldest = Age(q.OldestAge)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", q.Name, printable(q.Instance), amount(q.Depth, q.Unit),
-			capacity, fill, amount(q.PeakMinute, q.Unit), amount(q.Peak, q.Unit), dropped(q), oldest, printable(q.Note))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", q.Name, Printable(q.Instance), Amount(q.Depth, q.Unit),
+			capacity, fill, Amount(q.PeakMinute, q.Unit), Amount(q.Peak, q.Unit), dropped(q), oldest, Printable(q.Note))
 	}
 	t.flush()
 
 	tr := s.Traffic
 	fmt.Fprintf(b, "\nreceived: %d events in %d messages, %s; %d acks; %d sent again; heartbeats: %s\n",
-		total(tr.Events), total(tr.Messages), amount(int64(total(tr.Bytes)), queue.UnitBytes), tr.Acks, tr.Duplicates, counts(tr.Heartbeats))
+		total(tr.Events), total(tr.Messages), Amount(int64(total(tr.Bytes)), queue.UnitBytes), tr.Acks, tr.Duplicates, counts(tr.Heartbeats))
 	fmt.Fprintf(b, "connections: %s; refused messages: %s\n", counts(tr.Connections), counts(tr.Refused))
 	writeQuarantines(b, s)
 
 	t = newTable(b)
+	fmt.Fprintln(t, "BUFFER\tCHUNKS\tSPARE\tCOMMITS\tFAILED\tRECOVERED\tWRITES\tDISK FREE\tPATH\t")
+	for _, x := range s.Buffers {
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t\n", Printable(x.Name), x.Chunks, x.Spares, x.Commits, x.FailedCommits, x.Recovered,
+			x.Writes(), diskFree(x), Printable(x.Path))
+	}
+	t.flush()
+	fmt.Fprintln(b)
+
+	t = newTable(b)
 	fmt.Fprintln(t, "OUTPUT\tMATCH\tRECOVERED +\tRECEIVED =\tDELIVERED +\tBUFFERED +\tDROPPED\t")
 	for _, x := range s.Balance {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t", printable(x.Output), printable(x.Match), x.Recovered, x.Received, x.Delivered, x.Buffered, counts(x.Dropped))
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t", Printable(x.Output), Printable(x.Match), x.Recovered, x.Received, x.Delivered, x.Buffered, counts(x.Dropped))
 		if !x.Holds() {
 			fmt.Fprint(t, "(messages on their way)")
 		}
@@ -92,6 +100,14 @@ func WriteText(w io.Writer, s *Snapshot) error {
 	return b.Flush()
 }
 
+// diskFree is the room of a buffer's file system.
+func diskFree(b Buffer) string {
+	if b.DiskSize == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%s of %s", Amount(b.DiskFree, queue.UnitBytes), Amount(b.DiskSize, queue.UnitBytes))
+}
+
 // writeQuarantines says what could not be taken, if there is any.
 func writeQuarantines(b *bufio.Writer, s *Snapshot) {
 	if len(s.Traffic.Invalid) > 0 {
@@ -99,14 +115,14 @@ func writeQuarantines(b *bufio.Writer, s *Snapshot) {
 	}
 	for _, q := range s.Quarantines {
 		if q.Items > 0 || q.Dropped > 0 {
-			fmt.Fprintf(b, "quarantine of %s: %d items, %s of %s, %d dropped; see weir buffer rejected\n", printable(q.Match), q.Items,
-				amount(q.Bytes, queue.UnitBytes), amount(q.Limit, queue.UnitBytes), q.Dropped)
+			fmt.Fprintf(b, "quarantine of %s: %d items, %s of %s, %d dropped; see weir buffer rejected\n", Printable(q.Match), q.Items,
+				Amount(q.Bytes, queue.UnitBytes), Amount(q.Limit, queue.UnitBytes), q.Dropped)
 		}
 	}
 	for _, d := range s.Damaged {
 		if d.Chunks > 0 || d.Dropped > 0 {
-			fmt.Fprintf(b, "damaged chunks of %s: %d kept, %s of %s, %d dropped; see weir buffer verify\n", printable(d.Match), d.Chunks,
-				amount(d.Bytes, queue.UnitBytes), amount(d.Limit, queue.UnitBytes), d.Dropped)
+			fmt.Fprintf(b, "damaged chunks of %s: %d kept, %s of %s, %d dropped; see weir buffer verify\n", Printable(d.Match), d.Chunks,
+				Amount(d.Bytes, queue.UnitBytes), Amount(d.Limit, queue.UnitBytes), d.Dropped)
 		}
 	}
 	fmt.Fprintln(b)
@@ -146,7 +162,7 @@ func counts(m map[string]uint64) string {
 	var parts []string
 	for k, v := range m {
 		if v != 0 {
-			parts = append(parts, fmt.Sprintf("%s %d", printable(k), v))
+			parts = append(parts, fmt.Sprintf("%s %d", Printable(k), v))
 		}
 	}
 	if len(parts) == 0 {
@@ -162,53 +178,4 @@ func total(m map[string]uint64) uint64 {
 		n += v
 	}
 	return n
-}
-
-// amount writes n with a binary prefix where it counts bytes.
-func amount(n int64, u queue.Unit) string {
-	if u != queue.UnitBytes || n < 1024 {
-		if u == queue.UnitBytes {
-			return fmt.Sprintf("%d B", n)
-		}
-		return strconv.FormatInt(n, 10)
-	}
-	v, prefix := float64(n), ""
-	for _, p := range []string{"Ki", "Mi", "Gi", "Ti"} {
-		if v < 1024 {
-			break
-		}
-		v, prefix = v/1024, p
-	}
-	return fmt.Sprintf("%.1f %sB", v, prefix)
-}
-
-// age rounds d to what a person reads at a glance.
-func age(d time.Duration) string {
-	switch {
-	case d < 0:
-		return "0s"
-	case d < time.Second:
-		return d.Round(time.Millisecond).String()
-	case d < time.Minute:
-		return d.Round(100 * time.Millisecond).String()
-	default:
-		return d.Round(time.Second).String()
-	}
-}
-
-// printable keeps what came from outside (tags, addresses, errors) from
-// steering the terminal.
-func printable(s string) string {
-	clean := true
-	for _, r := range s {
-		if !strconv.IsPrint(r) {
-			clean = false
-			break
-		}
-	}
-	if clean {
-		return s
-	}
-	q := strconv.QuoteToGraphic(s)
-	return q[1 : len(q)-1]
 }

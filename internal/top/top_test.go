@@ -43,6 +43,12 @@ func busy() *status.Frame {
 			{Name: queue.Buffer, Instance: "app.**", Unit: queue.UnitBytes, Depth: 55 << 30, Capacity: 64 << 30, Peak: 56 << 30},
 			{Name: queue.Output, Instance: "evil\x1b[2J\nname", Unit: queue.UnitBytes, Depth: 55 << 30, Peak: 56 << 30},
 		},
+		Buffers: []status.Buffer{
+			{Name: "app.**", Bytes: 55 << 30, Limit: 64 << 30, Chunks: 1712, Spares: 2, Oldest: 7384.2, Commits: 1234567, FailedCommits: 3, Durable: true, DiskFree: 3 << 30, DiskSize: 80 << 30},
+			{Name: "audit", Limit: 1 << 30, Chunks: 1, Commits: 17, Durable: true, Direct: true, DiskFree: 700 << 30, DiskSize: 800 << 30},
+		},
+		Damaged:     []status.Damaged{{Match: "app.**", Chunks: 1}},
+		Quarantines: []status.Quarantine{{Match: "audit", Items: 12}},
 		Outputs: []status.Output{
 			{ID: "to-warehouse", Match: "app.**", DeliveredEvents: 3635170, PendingBytes: 55 << 30, PendingChunks: 1712, Retries: 41, Step: 5, NextRetry: &next, LastError: "connection refused"},
 			{ID: "archive", Match: "app.**", DeliveredEvents: 7270340},
@@ -65,7 +71,7 @@ func quiet() *status.Frame {
 	f := busy()
 	f.Point = nil
 	s := f.Snapshot
-	s.Listeners[0].Granted, s.Senders, s.Alerts, s.Outputs = 16384, nil, nil, nil
+	s.Listeners[0].Granted, s.Senders, s.Alerts, s.Outputs, s.Buffers = 16384, nil, nil, nil, nil
 	s.Queues = s.Queues[:3]
 	s.Queues[1].Depth, s.Queues[1].Peak, s.Queues[1].Dropped = 0, 0, 0
 	return f

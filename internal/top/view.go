@@ -40,6 +40,7 @@ func (m *Model) screen() string {
 		lines = append(lines, m.notices()...)
 		lines = append(lines, "")
 		lines = append(lines, m.queues()...)
+		lines = append(lines, m.buffers()...)
 		lines = append(lines, m.outputs()...)
 		lines = append(lines, m.senders(m.height-1-len(lines))...)
 	}
@@ -240,6 +241,60 @@ func tank(q queue.Queue, width int) string {
 	}
 	b.WriteString(string(rest))
 	return b.String()
+}
+
+// roomForBuffers is the height from which on the buffers have lines of their own;
+// below it, the queues' lines have their fill.
+const roomForBuffers = 32
+
+func (m *Model) buffers() []string {
+	s := m.frame.Snapshot
+	if len(s.Buffers) == 0 || m.height < roomForBuffers {
+		return nil
+	}
+	lines := []string{dim(fmt.Sprintf("%-11s %6s %5s %8s %9s %6s %7s %11s  %-12s %s", "BUFFER", "CHUNKS", "SPARE", "OLDEST", "COMMITS", "FAILED", "DAMAGED", "QUARANTINED", "WRITES", "DISK FREE"))}
+	most := max(m.height/6, 2)
+	for i, b := range s.Buffers {
+		if i == most-1 && len(s.Buffers) > most {
+			lines = append(lines, dim(fmt.Sprintf("and %d more; see weir status", len(s.Buffers)-i)))
+			break
+		}
+		damaged, quarantined := 0, 0
+		for _, d := range s.Damaged {
+			if d.Match == b.Name {
+				damaged += d.Chunks
+			}
+		}
+		for _, q := range s.Quarantines {
+			if q.Match == b.Name {
+				quarantined += q.Items
+			}
+		}
+		oldest := "-"
+		if b.Oldest > 0 {
+			oldest = status.Age(time.Duration(b.Oldest * float64(time.Second)))
+		}
+		writes := cell(b.Writes(), 12)
+		if !b.Durable || !b.Direct {
+			writes = yellow(writes)
+		}
+		free := "-"
+		if b.DiskSize > 0 {
+			free = fmt.Sprintf("%s of %s", status.Amount(b.DiskFree, queue.UnitBytes), status.Amount(b.DiskSize, queue.UnitBytes))
+		}
+		lines = append(lines, fmt.Sprintf("%s %6d %5d %8s %9d %s %s %s  %s %s", bold(cell(b.Name, 11)), b.Chunks, b.Spares, oldest, b.Commits,
+			warned(fmt.Sprintf("%6d", b.FailedCommits), b.FailedCommits > 0), warned(fmt.Sprintf("%7d", damaged), damaged > 0),
+			warned(fmt.Sprintf("%11d", quarantined), quarantined > 0), writes, free))
+	}
+	return append(lines, "")
+}
+
+// warned is text in the colour of what wants attention, if it does.
+func warned(text string, so bool) string {
+	if so {
+		return yellow(text)
+	}
+	return text
 }
 
 func (m *Model) outputs() []string {

@@ -1,4 +1,5 @@
 // The page: one frame a second from /api/stream, drawn in place.
+import { Buffers } from "./buffers.js";
 import { Charts } from "./charts.js";
 import { Connection } from "./connection.js";
 import { Notices } from "./notices.js";
@@ -10,6 +11,7 @@ import { age, bytes, clock, count, counts, el, sum, write } from "./text.js";
 const $ = (id) => document.getElementById(id);
 const tanks = new Tanks($("tanks"));
 const charts = new Charts($("charts"));
+const buffers = new Buffers($("buffer-table"));
 const outputs = new Outputs($("output-table"));
 const balance = new Balance($("balance-table"));
 const senders = new Senders($("sender-table"), $("senders-known"), $("senders-none"));
@@ -50,6 +52,7 @@ function frame({ snapshot: s, point }) {
   drawListeners(s.listeners ?? []);
   tanks.draw(s.queues ?? [], now);
   if (point) charts.add(point);
+  buffers.draw(s);
   outputs.draw(s, now);
   balance.draw(s);
   senders.draw(s.senders, s.senders_known, now);
@@ -76,7 +79,6 @@ function drawTotals(s) {
     ["TCP states now", counts(s.tcp_connections)],
     ["Messages refused", counts(t.refused_messages)],
     ["Messages not valid", counts(t.invalid_messages)],
-    ...(s.quarantines ?? []).filter((q) => q.items > 0 || q.dropped > 0).map((q) => [`Quarantine ${q.match}`, `${count(q.items)} items, ${bytes(q.bytes)} of ${bytes(q.limit)}, ${count(q.dropped)} dropped`]),
     ["Kernel, all listeners", counts(s.kernel)],
   ];
   const list = $("totals");

@@ -90,7 +90,7 @@ class Chart {
         y: { range: (_, __, max) => [0, max > 0 ? max * 1.08 : 1] },
       },
       axes: [
-        { ...axis, grid: { show: false }, size: 20, gap: 3, space: 64, incrs: [60], values: (_, at) => at.map((t) => clock(new Date(t * 1000)).slice(0, 5)) },
+        { ...axis, grid: { show: false }, size: 20, gap: 3, space: 64, incrs: [60, 120, 300], values: (_, at) => at.map((t) => clock(new Date(t * 1000)).slice(0, 5)) },
         { ...axis, grid, size: 62, gap: 6, space: 26, incrs: binary ? powers(2) : undefined, values: (_, at) => at.map((v) => (v === 0 ? "0" : text(v))) },
       ],
       series: [{}, ...this.config.series.map((_, i) => ({

@@ -12,6 +12,7 @@ const meaning = {
   output: "to be delivered",
 };
 
+const narrowest = 136; // px of a tank
 const minute = 60; // seconds for which a spill counts as recent
 const brim = 0.8;
 
@@ -19,6 +20,28 @@ export class Tanks {
   constructor(list) {
     this.list = list;
     this.tanks = new Map();
+    new ResizeObserver(() => this.arrange()).observe(list);
+  }
+
+  // arrange keeps the way through a source, and through each match, on one row where
+  // there is room for it: a match begins a new row if its tanks do not fit behind
+  // those before.
+  arrange() {
+    const room = Math.max(1, Math.floor(this.list.clientWidth / narrowest));
+    const ways = [];
+    for (const tank of this.list.children) {
+      if (ways.length === 0 || tank.dataset.begins === "true") ways.push([]);
+      ways.at(-1).push(tank);
+    }
+    let columns = 1;
+    let row = 0;
+    for (const way of ways) {
+      const begins = row > 0 && row + way.length > room;
+      row = (begins ? 0 : row) + way.length;
+      columns = Math.max(columns, row);
+      way[0].classList.toggle("begins", begins);
+    }
+    this.list.style.setProperty("--columns", Math.min(columns, room));
   }
 
   clear() {
@@ -45,6 +68,11 @@ export class Tanks {
         this.tanks.delete(id);
       }
     }
+    const order = [...this.list.children].length + "\n" + queues.map((q) => q.queue).join();
+    if (order !== this.order) {
+      this.order = order;
+      this.arrange();
+    }
   }
 }
 
@@ -59,7 +87,7 @@ class Tank {
     this.facts = el("p", { class: "facts" });
     this.drops = el("p", { class: "drops" });
     this.note = el("p", { class: "note" });
-    this.item = el("li", { class: "tank" },
+    this.item = el("li", { class: "tank", "data-begins": q.queue === "syn" || q.queue === "commit" },
       el("h3", {}, q.queue), el("p", { class: "what" }, meaning[q.queue] ?? ""), el("p", { class: "name", title: q.name }, q.name),
       this.vessel, this.depth, this.facts, this.drops, this.note);
     this.dropped = []; // [time, count], about a minute of it
