@@ -106,7 +106,7 @@ func (e *Entry) encode(w *segmentWriter, seed uint32) {
 
 // encodePiece is how much is summed and copied at a time: less than a core's
 // caches hold.
-const encodePiece = 32 << 10
+const encodePiece = 8 << 10
 
 // entryMeta is the length of an entry's head with tag and chunk id, by the first
 // entryHead bytes of p.

@@ -172,3 +172,26 @@ func BenchmarkAppendValue(b *testing.B) {
 		}
 	}
 }
+
+// TestStringLengths: strings of each length are written right with any byte in any
+// place, whatever way is taken for that length.
+func TestStringLengths(t *testing.T) {
+	for n := range 41 {
+		for at := range max(n, 1) {
+			for c := range 256 {
+				p := []byte(strings.Repeat("abcdefghij", 5)[:n])
+				if n > 0 {
+					p[at] = byte(c)
+				}
+				out := AppendString([]byte("x"), p)
+				var got string
+				if err := json.Unmarshal(out[1:], &got); err != nil || out[0] != 'x' {
+					t.Fatalf("%q: %v in %q", p, err, out)
+				}
+				if want := strings.ToValidUTF8(string(p), "\ufffd"); got != want {
+					t.Fatalf("%q became %q", p, got)
+				}
+			}
+		}
+	}
+}
