@@ -35,9 +35,16 @@ type browser struct {
 
 func newBrowser(t *testing.T, host string) *browser {
 	t.Helper()
+	data, err := os.MkdirTemp("", "weir-chromium-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // its helpers may outlive it for a moment, and write there
+		waitFor(t, patience, func() error { return os.RemoveAll(data) })
+	})
 	var options []chromedp.ExecAllocatorOption
 	options = append(options, chromedp.DefaultExecAllocatorOptions[:]...)
-	options = append(options, chromedp.ExecPath("/usr/bin/chromium"), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()),
+	options = append(options, chromedp.ExecPath("/usr/bin/chromium"), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(data),
 		chromedp.WSURLReadTimeout(patience)) // its first start on a machine reads 300 MB
 	for _, flag := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync"} {
 		options = append(options, chromedp.Flag(flag, true))
