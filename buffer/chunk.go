@@ -120,6 +120,7 @@ type chunk struct {
 	size    int64 // length of its file
 	sealed  bool  // written full: has a footer, or never gets more
 	damaged bool  // has lost data in its middle; kept when delivered
+	written int64 // of one that was recovered: when it was closed or last written to, Unix nanoseconds; 0 if that is not known
 	// before is what the chunks before it hold, counted since Open.
 	before tally
 }

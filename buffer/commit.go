@@ -156,7 +156,15 @@ func (e *syncError) Unwrap() error { return e.err }
 
 func (b *Buffer) commitOnce(g *group) error {
 	length := padded(g.size)
+	// Before the chunk, which takes all the room that it gets, and for what the end of
+	// the last one has used up.
+	if err := b.idLog.reserve(len(g.ids)); err != nil {
+		return err
+	}
 	c, err := b.chunkFor(length, g.entries)
+	if err == nil {
+		err = b.idLog.reserve(len(g.ids))
+	}
 	if err != nil {
 		return err
 	}

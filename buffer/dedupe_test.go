@@ -232,7 +232,7 @@ func TestDedupeLogDamage(t *testing.T) {
 	o := Options{Dir: "/b", FS: m, ChunkLimit: 3 * BlockSize}
 	b := open(t, o)
 	m.mu.Lock()
-	m.fail = failNth("write", idPrefix, 1, 3, syscall.ENOSPC)
+	m.fail = failNth("write", idPrefix, 1, 3, syscall.EIO)
 	m.mu.Unlock()
 	put(t, b, 0, 30, 100)
 	take(t, b, "out", 0, 30, 100, 1<<20)

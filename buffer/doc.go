@@ -9,8 +9,10 @@
 //     loses no entry that was reported durable.
 //   - An entry whose tag and chunk id were reported durable, within the newest
 //     DedupeWindow of them and DedupeAge, is ErrDuplicate and not stored again,
-//     also after a restart and when the first one is delivered. Only a crash while
-//     the disk is too full for the log of ids can make it forget those of a chunk.
+//     also after a restart and when the first one is delivered. A full
+//     disk does not end that: room for an id is taken before it is acked. Only a log
+//     of ids that cannot be written (EIO) and a crash before it can be again make it
+//     forget those of a chunk.
 //   - A commit never rewrites a block that holds earlier data of its chunk: it begins on a
 //     multiple of BlockSize and is padded to one.
 //   - A cursor's position and its output's state are saved as one.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -155,11 +154,8 @@ func (osFS) Lock(name string) (io.Closer, error) {
 		n, _ := f.ReadAt(holder, 0)
 		return nil, &LockedError{Dir: filepath.Dir(name), PID: strings.TrimSpace(string(holder[:n]))}
 	}
-	err = f.Truncate(0)
-	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
-	if err != nil {
+	// Over the last one's, at the same length: a full disk has no room for more.
+	if _, err := fmt.Fprintf(io.NewOffsetWriter(f, 0), "%-18d\n", os.Getpid()); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil

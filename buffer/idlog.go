@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,8 +19,12 @@ import (
 // The ids of chunks that are closed, so that resends are known after a restart
 // without reading what waits, and when their chunks are gone. The ids of the
 // chunk being written are in it. Files ids.N are written in turn: when one holds a
-// quarter of the window the next is begun, as it is with each start, and those go
-// that the window does not reach any more, by count or by age, so at most 1 1/4 windows of ids and one record are on disk.
+// quarter of the window the next is begun, and those go that the window does not
+// reach any more, by count or by age, so at most 1 1/4 windows of ids and one record
+// are on disk. Behind its records the last file has room, durably, for those of all
+// ids that are not saved yet: a commit takes that room before its ids are acked, so
+// that a disk that is full later cannot keep them from being saved. It reads as
+// zeros, which are no record, or as what is left of one that was torn.
 // Integers are little-endian. A file begins with a head,
 //
 //	 0  u32  magic "WERI"
@@ -45,15 +50,22 @@ const (
 	idSize       = 20
 )
 
+// idStep is by how much room is taken at once, or an eighth of a small chunk, if
+// the disk has it.
+const idStep = 256 << 10
+
 // idLog is the files of a directory.
 type idLog struct {
-	b       *Buffer
-	key     idKey
-	files   []idFile // ascending; the last one is written to
-	file    File
-	end     int64
-	crc     uint32 // of the head, with which records begin
-	covered uint64 // chunks up to this one have their ids in it
+	b        *Buffer
+	key      idKey
+	number   uint64   // the highest that was used
+	files    []idFile // ascending; the last one is written to, if file is open
+	file     File
+	end      int64  // of the last record
+	size     int64  // of the file, with the room behind it
+	crc      uint32 // of the head, with which records begin
+	covered  uint64 // chunks up to this one have their ids in it
+	roomless bool   // room could not be taken for another reason than a full disk
 }
 
 type idFile struct {
@@ -83,35 +95,35 @@ func idFileNumber(name string) (n uint64, ok bool) {
 func (l *idLog) load(numbers []uint64) error {
 	slices.Sort(numbers)
 	var kept []loadedIDs // newest first
-	found, keyed, window := 0, false, l.b.ids.window
+	found, window := 0, l.b.ids.window
 	for _, n := range slices.Backward(numbers) {
+		l.number = max(l.number, n)
 		name := idFileName(l.b.opt.Dir, n)
 		var file loadedIDs
 		if found < window {
 			var err error
-			if file, err = l.read(name, keyed); err != nil {
+			if file, err = l.read(name, len(kept) > 0); err != nil {
 				return err
 			}
+			if !file.sound {
+				l.b.log.Warn("file of chunk ids has nothing readable in it and is removed", zap.String("file", name))
+			}
 		}
-		if file.ids > 0 {
-			keyed = true
+		// The newest is written to again, with or without ids in it.
+		if file.ids > 0 || file.sound && len(kept) == 0 {
 			found += file.ids
 			file.number = n
 			kept = append(kept, file)
 			l.files = append(l.files, file.idFile)
+			l.covered = max(l.covered, file.covered)
 			continue
-		}
-		if found < window {
-			l.b.log.Warn("file of chunk ids has nothing readable in it and is removed", zap.String("file", name))
 		}
 		if err := l.b.fs.Remove(name); err != nil {
 			return err
 		}
-		// The number of one that is removed is not used again either.
-		l.files = append(l.files, idFile{number: n})
 	}
 	slices.Reverse(l.files)
-	if !keyed {
+	if len(kept) == 0 {
 		rand.Read(l.key[:]) // never fails
 		return nil
 	}
@@ -126,44 +138,50 @@ func (l *idLog) load(numbers []uint64) error {
 			l.b.ids.load(p)
 		}
 	}
-	return l.rewriteLast(&kept[0])
+	return l.resume(&kept[0])
 }
 
-// rewriteLast writes the last record once more, where it is: it may be one whose
-// fdatasync failed, so that it is gone with the next power cut. Those before it
-// were durable before it was begun. The same bytes in the same place make nothing
-// grow, however often weir is started.
-func (l *idLog) rewriteLast(file *loadedIDs) error {
-	l.covered = file.covered
+// resume makes the file the one that is written to. It writes its last record
+// once more, where it is: it may be one whose fdatasync failed, so that it is gone
+// with the next power cut. Those before it were durable before it was begun. The
+// same bytes in the same place make nothing grow, however often weir is started.
+func (l *idLog) resume(file *loadedIDs) error {
 	l.b.ids.unsaved = 0
 	name := idFileName(l.b.opt.Dir, file.number)
 	f, err := l.b.fs.Open(name, Cached)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(file.last, file.at)
+	if len(file.last) > 0 {
+		_, err = f.WriteAt(file.last, file.at)
+	}
 	if err == nil && l.b.opt.Durability == Fsync {
 		err = f.Datasync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		l.b.log.Warn("last chunk ids not written again, they go to a new file", zap.String("file", name), zap.Error(err))
-		l.b.ids.unsaved = min((len(file.last)-idRecordHead)/idSize, l.b.ids.count)
-		l.b.saveIDs(file.covered)
+	if err != nil {
+		l.b.log.Warn("last chunk ids not written again, they go to a new file", zap.String("file", name), zap.Error(errors.Join(err, f.Close())))
+		l.b.ids.unsaved = min(max(len(file.last)-idRecordHead, 0)/idSize, l.b.ids.count)
+		l.b.saveIDs(l.covered)
+		return nil
 	}
+	l.file, l.end, l.size, l.crc = f, file.at+int64(len(file.last)), file.size, file.crc
 	return nil
 }
 
 // loadedIDs is a file that was read.
 type loadedIDs struct {
 	idFile
+	sound   bool // has a head, with the key
+	crc     uint32
+	size    int64
 	covered uint64
 	records [][]byte // ids, as in the file
 	last    []byte   // the whole last record
-	at      int64    // its offset
+	at      int64    // its offset, or where the first one belongs
 }
 
 // read reads one file; keyed says that the key is known and the file's must be
-// the same. One without anything of use has no ids.
+// the same.
 func (l *idLog) read(name string, keyed bool) (file loadedIDs, err error) {
 	f, err := l.b.fs.Open(name, Cached)
 	if err != nil {
@@ -191,11 +209,12 @@ func (l *idLog) read(name string, keyed bool) (file loadedIDs, err error) {
 		return file, nil
 	}
 	l.key = key
+	file.sound, file.crc, file.size, file.at = true, crc, size, idFileHead
 	for off := int64(idFileHead); size-off >= idRecordHead; {
 		n := int64(le.Uint32(p[off+4:]))
 		end := off + idRecordHead + n*idSize
-		if end > size || crc32.Update(crc, castagnoli, p[off+4:end]) != le.Uint32(p[off:]) {
-			break // the last one, torn
+		if n == 0 || end > size || crc32.Update(crc, castagnoli, p[off+4:end]) != le.Uint32(p[off:]) {
+			break // the room behind the last one
 		}
 		ids := p[off+idRecordHead : end]
 		for q := ids; len(q) > 0; q = q[idSize:] {
@@ -221,8 +240,11 @@ func (l *idLog) save(seq uint64) error {
 		return nil
 	}
 	if l.file == nil || l.files[len(l.files)-1].ids >= max(b.ids.window/4, 1) {
-		if err := l.next(); err != nil {
-			return err
+		if err := l.next(len(list)); err != nil {
+			if l.file == nil {
+				return err
+			}
+			b.log.Warn("the last file of chunk ids is written on", zap.Error(err))
 		}
 	}
 	le := binary.LittleEndian
@@ -237,6 +259,7 @@ func (l *idLog) save(seq uint64) error {
 		return fmt.Errorf("save chunk ids: %w", err)
 	}
 	l.end += int64(len(p))
+	l.size = max(l.size, l.end)
 	last := &l.files[len(l.files)-1]
 	last.ids += len(list)
 	last.newest = list[len(list)-1].at
@@ -258,39 +281,95 @@ func (l *idLog) write(p []byte, off int64) error {
 	return l.file.Datasync()
 }
 
-// next begins a file. Every run begins one of its own, so that none is written to
-// behind a record that is torn.
-func (l *idLog) next() error {
-	number := uint64(1)
-	if n := len(l.files); n > 0 {
-		number = l.files[n-1].number + 1
+// reserve makes room for the record of the ids that are not saved and n more, and
+// for the head of another record. If the disk is too full for it, no id may be
+// acked that a crash could make weir forget: the error is the file system's. One that
+// fails in another way is logged, and does not stop commits.
+func (l *idLog) reserve(n int) error {
+	b := l.b
+	if n == 0 || b.ids.window <= 0 {
+		return nil
 	}
-	name := idFileName(l.b.opt.Dir, number)
+	b.mu.Lock()
+	n = min(b.ids.unsaved+n, b.ids.window)
+	b.mu.Unlock()
+	var err error
+	if need := l.end + l.record(n); l.file == nil {
+		err = l.next(n)
+	} else if need > l.size {
+		l.size, err = l.grow(l.file, l.size, need)
+	}
+	switch {
+	case noSpace(err):
+		return fmt.Errorf("make room for chunk ids: %w", err)
+	case err != nil && !l.roomless:
+		b.log.Warn("no room made for chunk ids: after a crash on a full disk, a resend could be stored twice", zap.Error(err))
+	}
+	l.roomless = err != nil
+	return nil
+}
+
+// record is the room for a record of n ids and the head of another one.
+func (l *idLog) record(n int) int64 { return 2*idRecordHead + int64(n)*idSize }
+
+// grow makes f, which has size bytes, at least need bytes long, durably, and
+// returns how long it is then.
+func (l *idLog) grow(f File, size, need int64) (int64, error) {
+	step := min(idStep, padded(l.b.chunkLimit/8))
+	to := (need + step - 1) / step * step
+	err := f.Allocate(to)
+	if noSpace(err) {
+		to = padded(need)
+		err = f.Allocate(to)
+	}
+	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
+		to = padded(need)
+		_, err = f.WriteAt(make([]byte, to-size), size)
+	}
+	if err == nil && l.b.opt.Durability == Fsync {
+		err = f.Datasync()
+	}
+	if err != nil {
+		return size, err
+	}
+	return to, nil
+}
+
+// next begins a file with room for n ids. If that fails, the one before it is
+// still the one that is written to.
+func (l *idLog) next(n int) error {
+	l.number++ // not used again, whatever comes of it
+	name := idFileName(l.b.opt.Dir, l.number)
 	f, err := l.b.fs.Create(name, Cached)
 	if err != nil {
 		return fmt.Errorf("new file of chunk ids: %w", err)
 	}
-	err = l.close()
-	// It is the last one from here on, whatever comes of it.
-	l.file, l.end = f, idFileHead
-	l.files = append(l.files, idFile{number: number})
 	var head [idFileHead]byte
 	le := binary.LittleEndian
 	le.PutUint32(head[:], magicIDs)
 	le.PutUint32(head[8:], version)
 	copy(head[16:], l.key[:])
-	l.crc = crc32.Checksum(head[8:], castagnoli)
-	le.PutUint32(head[4:], l.crc)
+	crc := crc32.Checksum(head[8:], castagnoli)
+	le.PutUint32(head[4:], crc)
+	_, err = f.WriteAt(head[:], 0)
+	size := int64(idFileHead)
 	if err == nil {
-		err = l.write(head[:], 0)
+		size, err = l.grow(f, size, idFileHead+l.record(n))
 	}
 	if err == nil {
 		err = l.b.syncDir()
 	}
 	if err != nil {
-		err = errors.Join(err, l.close(), l.b.fs.Remove(name))
+		err = errors.Join(err, f.Close(), l.b.fs.Remove(name))
 		return fmt.Errorf("new file of chunk ids %s: %w", name, err)
 	}
+	if l.file != nil {
+		if err := errors.Join(l.file.Truncate(l.end), l.close()); err != nil {
+			l.b.log.Warn("room in the last file of chunk ids not given back", zap.Error(err))
+		}
+	}
+	l.file, l.end, l.size, l.crc = f, idFileHead, size, crc
+	l.files = append(l.files, idFile{number: l.number})
 	return nil
 }
 
@@ -298,16 +377,13 @@ func (l *idLog) next() error {
 func (l *idLog) prune() error {
 	after, limit := 0, time.Now().Add(-l.b.ids.age).Unix()
 	for i := len(l.files) - 1; i >= 0; i-- {
-		// One without ids is only a number that is not used again.
-		if f := l.files[i]; f.ids == 0 || after < l.b.ids.window && (i == len(l.files)-1 || int64(f.newest) >= limit) {
-			after += l.files[i].ids
+		if f := l.files[i]; i == len(l.files)-1 || after < l.b.ids.window && int64(f.newest) >= limit {
+			after += f.ids
 			continue
 		}
 		var errs []error
 		for _, f := range l.files[:i+1] {
-			if f.ids > 0 {
-				errs = append(errs, l.b.fs.Remove(idFileName(l.b.opt.Dir, f.number)))
-			}
+			errs = append(errs, l.b.fs.Remove(idFileName(l.b.opt.Dir, f.number)))
 		}
 		l.files = slices.Delete(l.files, 0, i+1)
 		return errors.Join(errs...)
@@ -324,10 +400,10 @@ func (l *idLog) close() error {
 	return err
 }
 
-// saveIDs puts the ids of the chunks up to seq into the log. If that fails they
-// are kept in memory and it is tried again with the next commit: a full disk must
-// be freed first, and so their chunks may go meanwhile. A crash in between forgets
-// the ids of those.
+// saveIDs puts the ids of the chunks up to seq into the log. If that fails, which
+// a full disk is no reason for, they are kept in memory and it is tried again with
+// the next commit; chunks are delivered and go meanwhile, and a crash before it
+// succeeds forgets the ids of those.
 func (b *Buffer) saveIDs(seq uint64) {
 	if b.ids.window <= 0 {
 		return
@@ -343,92 +419,4 @@ func (b *Buffer) saveIDs(seq uint64) {
 	if err != nil {
 		b.lateIDs = seq
 	}
-}
-
-// recoverIDs reads the log, and the chunks that it does not cover: the newest
-// one, and what a crash kept from being saved.
-func (b *Buffer) recoverIDs(numbers []uint64) error {
-	if b.ids.window <= 0 {
-		for _, n := range numbers {
-			if err := b.fs.Remove(idFileName(b.opt.Dir, n)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := b.idLog.load(numbers); err != nil {
-		return err
-	}
-	covered := b.idLog.covered
-	for i, c := range b.chunks {
-		// The newest may have been closed after a failure, lost that to a crash and
-		// gone on, with ids in the log and others that are not.
-		if c.seq <= covered && i < len(b.chunks)-1 {
-			continue
-		}
-		if err := b.readIDs(c); err != nil {
-			return err
-		}
-		if c.sealed {
-			b.saveIDs(c.seq)
-		}
-	}
-	b.ids.expire(time.Now())
-	return nil
-}
-
-// readIDs takes the ids of the chunk's entries into the window. It reads their
-// heads; damage ends the commit that it is in.
-func (b *Buffer) readIDs(c *chunk) error {
-	name := chunkName(b.opt.Dir, c.seq)
-	f, err := b.fs.Open(name, Cached)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	w := walker{f: f, size: c.end, chunk: &chunk{seq: c.seq, salt: c.salt}, salted: true}
-	for off := int64(BlockSize); off < c.end; {
-		head, ok, err := w.commitAt(off)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", name, err)
-		}
-		if !ok {
-			off += BlockSize
-			continue
-		}
-		end := min(off+frameHead+head.body, c.end)
-		for at := off + frameHead; at < end; {
-			e, n, err := w.entryHead(at, end, head.seed)
-			if err != nil {
-				return fmt.Errorf("read %s: %w", name, err)
-			}
-			if n == 0 {
-				break
-			}
-			if len(e.ChunkID) > 0 {
-				b.ids.add(stamped{b.idLog.key.id(e.Tag, e.ChunkID), uint32(head.written.Unix())})
-			}
-			at += n
-		}
-		off += head.length()
-	}
-	return nil
-}
-
-// entryHead reads the head, tag and chunk id of the entry at off and its length;
-// 0 if it is damaged.
-func (w *walker) entryHead(off, end int64, seed uint32) (e Entry, n int64, err error) {
-	p, err := w.read(off, min(entryHead, end-off))
-	if err != nil || len(p) < entryHead {
-		return e, 0, err
-	}
-	meta := entryMeta(p)
-	if p, err = w.read(off, min(meta, end-off)); err != nil || int64(len(p)) < meta {
-		return e, 0, err
-	}
-	e, n, err = decodeEntryHead(p, seed)
-	if err != nil {
-		return e, 0, nil
-	}
-	return e, n, nil
 }

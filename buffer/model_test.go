@@ -25,6 +25,8 @@ type model struct {
 	next    map[string]int // cursor -> of entries, the first that it has not passed
 	crashed bool
 	faulted bool
+	// diskFull: others have taken all space that was left.
+	diskFull bool
 	// skipped is the events of acked entries that a cursor has not been given,
 	// dropped those that earlier runs counted as dropped.
 	skipped, dropped map[string]uint64
@@ -42,7 +44,7 @@ type model struct {
 type modelSeen struct {
 	spares, dropped, full, unblocked, late, resent int
 	ahead                                          uint64
-	unread                                         int
+	unread, noSpace, fullCrash                     int
 }
 
 type modelEntry struct {
@@ -109,11 +111,22 @@ func (s *model) add(t *rapid.T) error {
 	return err
 }
 
+// mayRefuse fails unless the entry was stored, or refused as it had to be.
+func (s *model) mayRefuse(t *rapid.T, err error) {
+	switch {
+	case err == nil, err == errModelFull:
+	case noSpace(err) && s.diskFull:
+		s.seen.noSpace++
+	default:
+		t.Fatal(err)
+	}
+}
+
 func (s *model) note(n int, err error) {
 	s.entries = append(s.entries, modelEntry{n: n, acked: err == nil})
 	if err == nil {
 		s.acked = append(s.acked, n)
-		if s.m.failing() == nil {
+		if s.m.failing() == nil && !s.diskFull {
 			s.late.Store(false) // saved with this commit at the latest
 		}
 	}
@@ -237,7 +250,9 @@ func (s *model) fault(fail func(op, name string) error, f func()) {
 	s.faulted = true
 	s.m.setFail(func(op, name string) error {
 		err := fail(op, name)
-		if err != nil && (strings.HasPrefix(name, idPrefix) || op == "syncdir") {
+		// What a full disk refuses is not acked.
+		space := noSpace(err) && (op == "create" || op == "allocate")
+		if err != nil && (strings.HasPrefix(name, idPrefix) && !space || op == "syncdir") {
 			s.late.Store(true)
 		}
 		return err
@@ -264,16 +279,20 @@ func TestModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"": s.check,
 			"append": func(t *rapid.T) {
-				if err := s.add(t); err != nil && err != errModelFull {
-					t.Fatal(err)
-				}
+				s.mayRefuse(t, s.add(t))
 			},
 			"append many": func(t *rapid.T) {
 				for range rapid.IntRange(2, 12).Draw(t, "n") {
-					if err := s.add(t); err != nil && err != errModelFull {
-						t.Fatal(err)
-					}
+					s.mayRefuse(t, s.add(t))
 				}
+			},
+			"fill the disk": func(t *rapid.T) {
+				s.diskFull = true
+				s.m.set(func() { s.m.space = 0 })
+			},
+			"free the disk": func(t *rapid.T) {
+				s.diskFull = false
+				s.m.set(func() { s.m.space = -1 })
 			},
 			"append again": func(t *rapid.T) {
 				if len(s.acked) == 0 {
@@ -282,7 +301,7 @@ func TestModel(t *testing.T) {
 				n := rapid.SampledFrom(s.acked).Draw(t, "n")
 				switch err := s.store(t, n); {
 				case errors.Is(err, ErrDuplicate):
-				case s.forgotten[n] && (err == nil || err == errModelFull):
+				case s.forgotten[n] && (err == nil || err == errModelFull || noSpace(err) && s.diskFull):
 					s.note(n, err)
 					s.seen.resent++
 					delete(s.forgotten, n)
@@ -292,7 +311,7 @@ func TestModel(t *testing.T) {
 			},
 			"blocked append": func(t *rapid.T) {
 				n := len(s.entries)
-				if s.o.Overflow != OverflowBlock || !s.full(t, n) {
+				if s.o.Overflow != OverflowBlock || !s.full(t, n) || s.diskFull {
 					t.Skip()
 				}
 				s.entries = append(s.entries, modelEntry{n: n, maybe: true})
@@ -351,9 +370,7 @@ func TestModel(t *testing.T) {
 				}
 				s.read(t, c, s.batchBytes(t), func() {
 					for range rapid.IntRange(1, 6).Draw(t, "n") {
-						if err := s.add(t); err != nil && err != errModelFull {
-							t.Fatal(err)
-						}
+						s.mayRefuse(t, s.add(t))
 					}
 				})
 			},
@@ -406,10 +423,16 @@ func TestModel(t *testing.T) {
 					}
 				}
 				s.late.Store(false)
+				if s.diskFull {
+					s.seen.fullCrash++
+				}
 				s.m.mu.Lock()
 				after := s.m.crash(how, rand.New(rand.NewPCG(seed, 0)))
 				s.m.mu.Unlock()
 				after.noDirect = s.m.noDirect
+				if s.diskFull {
+					after.space = 0
+				}
 				if err := s.b.Close(context.Background()); err != nil {
 					t.Fatal(err)
 				}

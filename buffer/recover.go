@@ -239,12 +239,16 @@ func readFooter(f File, c *chunk, size int64) bool {
 	}
 	c.end, c.frames = foot.body, foot.number
 	c.entries, c.events, c.salt = foot.entries, foot.events, foot.salt
-	c.sealed = true
+	c.sealed, c.written = true, foot.written.UnixNano()
 	return true
 }
 
-// walkWindow is how much a walk reads at a time.
-const walkWindow = 1 << 20
+// A walk reads walkWindow at a time while it goes on where the last read ended,
+// and walkJump behind a payload that it has skipped.
+const (
+	walkWindow = 1 << 20
+	walkJump   = 16 << 10
+)
 
 // walker goes from frame to frame of a chunk without a footer. It reads the
 // heads only, but for the last commit: those before it were durable before it
@@ -285,7 +289,11 @@ func (w *walker) read(off, n int64) ([]byte, error) {
 		return nil, nil
 	}
 	if off < w.at || off+n > w.at+int64(len(w.window)) {
-		length := min(max(n, walkWindow), w.size-off)
+		step := int64(walkJump)
+		if off < w.at+int64(len(w.window))+walkJump {
+			step = walkWindow
+		}
+		length := min(max(n, step), w.size-off)
 		if int64(cap(w.window)) < length {
 			w.window = make([]byte, length)
 		}
@@ -332,6 +340,7 @@ func (w *walker) walk() error {
 		c.frames = f.number + 1
 		c.entries += f.entries
 		c.events += f.events
+		c.written = f.written.UnixNano()
 	}
 	return nil
 }

@@ -190,8 +190,7 @@ func (b *Buffer) dropDelivered() bool {
 		}
 		b.active = nil
 	}
-	last := passed[len(passed)-1].seq
-	b.saveIDs(last)
+	b.saveIDs(passed[len(passed)-1].seq)
 	for _, c := range passed {
 		if c.damaged {
 			continue // kept as a whole
@@ -207,9 +206,6 @@ func (b *Buffer) dropDelivered() bool {
 		}
 	}
 	b.discard(passed)
-	if b.lateIDs > 0 { // there is room now
-		b.saveIDs(last)
-	}
 	return true
 }
 

@@ -237,8 +237,10 @@ func TestDiskStalls(t *testing.T) {
 
 // TestSmallDiskFills fills a small file system under acked load while no output
 // delivers: every ack is an event found in the end, weir stays alive, and goes on
-// by itself once the output has made space. With 64 MB the disk is full behind a
-// whole chunk, with 24 MB in the midst of the first.
+// by itself once the output has made space. Killed and started again on the full
+// disk, and once more when all is delivered, it knows what it has acked: nothing is
+// stored twice. With 64 MB the disk is full behind a whole chunk, with 24 MB in the
+// midst of the first.
 func TestSmallDiskFills(t *testing.T) {
 	for _, size := range []string{"64m", "24m"} {
 		t.Run(size, func(t *testing.T) { fillDisk(t, size) })
@@ -276,6 +278,22 @@ func fillDisk(t *testing.T, size string) {
 	if s := w.snapshot(); s.Traffic.Refused["storage"] == 0 && s.Traffic.Refused["buffer_full"] == 0 {
 		t.Errorf("nothing refused: %v", s.Traffic.Refused)
 	}
+	again := func() {
+		t.Helper()
+		w.kill()
+		w = start(t, options{dir: dir, match: match, addr: w.addr, status: w.status})
+		c, err := dial(w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.conn.Close()
+		for n := 0; n < acked; n += per {
+			if err := c.sendPadded("small", fmt.Sprintf("id-%d", n), n, n+per); err != nil {
+				t.Fatalf("chunk %d of %d that were acked, again: %v", n/per, acked/per, err)
+			}
+		}
+	}
+	again()
 	if err := os.Remove(dead); err != nil { // the output empties the buffer: space returns
 		t.Fatal(err)
 	}
@@ -291,9 +309,14 @@ func fillDisk(t *testing.T, size string) {
 		return nil
 	})
 	c.conn.Close()
+	w.delivered()
+	again()
 	events := w.delivered()
 	requireAcked(t, events, acked)
 	t.Logf("%d events acked, %d found", acked, len(events))
+	if len(events) > acked {
+		t.Errorf("%d events are there twice, or were not acked", len(events)-acked)
+	}
 	w.stop()
 }
 
