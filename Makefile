@@ -25,7 +25,7 @@ share: build ## man pages and completions in ./bin/share
 
 packages: share ## deb and rpm in ./bin
 	for kind in deb rpm; do \
-		ARCH=$$($(GO) env GOARCH) PACKAGE_VERSION='$(PACKAGE_VERSION)' $(GO) run $(NFPM) package -f deploy/nfpm.yaml -p $$kind -t bin/ || exit 1; \
+		ARCH=$$($(GO) env GOARCH) PACKAGE_VERSION='$(PACKAGE_VERSION)' CGO_ENABLED=0 $(GO) run -trimpath $(NFPM) package -f deploy/nfpm.yaml -p $$kind -t bin/ || exit 1; \
 	done
 
 install: share ## binary, man pages, completions, units and configuration below DESTDIR
@@ -72,7 +72,7 @@ bench: build ## microbenchmarks, then the end-to-end table of docs/performance.m
 	bin/bench -weir bin/weir -otel bin/otel -fluentd '$(FLUENTD)' -fluentbit '$(FLUENTBIT)'
 
 deps: ## what the tests need beside Go, by name from Debian and npm, and Go's modules
-	@GO='$(GO)' TOOLS='$(STATICCHECK) $(NFPM)' ./internal/e2e/deps.sh
+	@GO='$(GO)' STATICCHECK='$(STATICCHECK)' NFPM='$(NFPM)' ./internal/e2e/deps.sh
 
 clean:
 	rm -rf bin weir-data

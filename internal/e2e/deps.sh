@@ -2,7 +2,7 @@
 # Installs by name what the tests use beside Go: a C compiler for the race
 # detector, Python's and Node's Forward senders, a browser, tmux, systemd's tools. As root
 # it installs what is missing; otherwise it says what to install. It fetches Go's
-# modules as well, and builds the commands in TOOLS, so that no test waits for a
+# modules as well, and builds STATICCHECK and NFPM, so that no test waits for a
 # network or for a compiler. What a network can fail at is tried again.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -32,12 +32,17 @@ need chromium chromium
 need tmux tmux
 /usr/bin/python3 -c 'import fluent.sender' 2>/dev/null || missing+=(python3-fluent-logger)
 
+if [ ${#missing[@]} -gt 0 ] && { [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; }; then
+	echo "The tests need these Debian packages: ${missing[*]}" >&2
+	echo "Install them, for example: sudo apt-get install ${missing[*]}" >&2
+	exit 1
+fi
+
+# As make packages runs it, which needs no C compiler: beside the rest.
+retry env CGO_ENABLED=0 "${GO:-go}" run -trimpath "$NFPM" --version >/dev/null &
+nfpm=$!
+
 if [ ${#missing[@]} -gt 0 ]; then
-	if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-		echo "The tests need these Debian packages: ${missing[*]}" >&2
-		echo "Install them, for example: sudo apt-get install ${missing[*]}" >&2
-		exit 1
-	fi
 	export DEBIAN_FRONTEND=noninteractive
 	apt=(apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
 	install() { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null; }
@@ -52,6 +57,5 @@ if [ ! -d testdata/node/node_modules/@fluent-org/logger ] ||
 fi
 
 retry "${GO:-go}" list -deps -test ../../... >/dev/null
-for tool in ${TOOLS:-}; do
-	retry "${GO:-go}" run "$tool" --version >/dev/null
-done
+retry "${GO:-go}" run "$STATICCHECK" --version >/dev/null
+wait "$nfpm"
