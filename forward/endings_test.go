@@ -171,7 +171,7 @@ func TestMinRate(t *testing.T) {
 // TestLateRead: whether a sender drips or stalls is told by when its last bytes
 // came, however late the session looks.
 func TestLateRead(t *testing.T) {
-	s := &session{srv: &Server{config: Config{StallTimeout: time.Minute, MinRate: 1000}}, w: 1}
+	s := &session{visitor: &visitor{srv: &Server{config: Config{StallTimeout: time.Minute, MinRate: 1000}}}, w: 1}
 	for _, c := range []struct {
 		silent time.Duration
 		want   string

@@ -35,6 +35,11 @@ type running struct {
 
 func serve(t *testing.T, c Config) *running {
 	t.Helper()
+	return serveOn(t, listen(t, "tcp"), c)
+}
+
+func serveOn(t *testing.T, l net.Listener, c Config) *running {
+	t.Helper()
 	if c.Log == nil {
 		c.Log = zaptest.NewLogger(t)
 	}
@@ -45,7 +50,6 @@ func serve(t *testing.T, c Config) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := listen(t, "tcp")
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	t.Cleanup(func() {

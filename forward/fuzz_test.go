@@ -141,7 +141,11 @@ func feed(t *testing.T, p []byte, c Config) {
 		t.Fatal(err)
 	}
 	here, there := net.Pipe()
-	srv.admit(there)
+	v, ok := srv.arrive(there.RemoteAddr())
+	if !ok {
+		t.Fatal("refused")
+	}
+	srv.admit(there, v)
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)

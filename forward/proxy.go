@@ -69,7 +69,7 @@ func (s *session) readProxyHeader() error {
 		return err
 	}
 	s.heard = false // a sender that now says nothing is a heartbeat
-	return s.srv.adopt(s, sender)
+	return s.srv.adopt(s.visitor, sender)
 }
 
 // proxyHeader reads the bytes of a header and none beyond it.

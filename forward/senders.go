@@ -240,10 +240,10 @@ func (t *senderTable) evict() {
 	t.order.Remove(last)
 }
 
-// meet gives the session the peer of its sender and counts the connection.
-func (s *session) meet(now time.Time) {
-	p := s.srv.senders.get(clientOf(s.remote), now)
-	s.peer = p
+// meet gives the visitor the peer of its sender and counts the connection.
+func (v *visitor) meet(now time.Time) {
+	p := v.srv.senders.get(clientOf(v.remote), now)
+	v.peer = p
 	p.open.Add(1)
 	p.accepted.Add(1)
 	p.connections.add(now)
@@ -251,29 +251,29 @@ func (s *session) meet(now time.Time) {
 }
 
 // broke counts a refusal that is the sender's doing.
-func (s *session) broke(r *Refusal) {
+func (v *visitor) broke(r *Refusal) {
 	switch r.Reason {
 	case ReasonMemory, ReasonConnections, ReasonHandler:
 	default:
-		s.known().invalid.Add(1)
+		v.known().invalid.Add(1)
 	}
 }
 
 // leave ends what meet began.
-func (s *session) leave() {
-	if s.peer != nil {
-		s.peer.open.Add(-1)
-		s.peer.last.Store(time.Now().UnixNano())
+func (v *visitor) leave(now time.Time) {
+	if v.peer != nil {
+		v.peer.open.Add(-1)
+		v.peer.last.Store(now.UnixNano())
 	}
 }
 
-// known is the session's peer; one that ends before its PROXY header came
+// known is the visitor's peer; one that ends before its PROXY header came
 // belongs to the balancer.
-func (s *session) known() *peer {
-	if s.peer == nil {
-		s.meet(time.Now())
+func (v *visitor) known() *peer {
+	if v.peer == nil {
+		v.meet(time.Now())
 	}
-	return s.peer
+	return v.peer
 }
 
 // SendersKnown is how many senders the table holds, at most MaxSenders.

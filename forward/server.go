@@ -128,13 +128,14 @@ type Server struct {
 	ctx      context.Context // of handlers and waits
 	cancel   context.CancelFunc
 	draining atomic.Bool
-	wait     sync.WaitGroup // sessions and slow writers
+	wait     sync.WaitGroup // Serve, sessions and slow writers
 	watcher  sync.WaitGroup // of watchHalfClosed
 	acksDone chan struct{}
 	stopping chan struct{} // closed once the server shuts down
 
 	mu        sync.Mutex
 	sessions  map[*session]struct{}
+	open      int                            // connections: sessions, and visitors without one
 	clients   map[netip.Addr]int             // open connections, if there is a limit of them
 	listeners map[net.Listener]chan struct{} // closed when its Serve has ended
 	packets   map[net.PacketConn]struct{}
@@ -212,130 +213,6 @@ func setDefault[T comparable](v *T, d T) {
 	if *v == zero {
 		*v = d
 	}
-}
-
-// Serve accepts connections from l until Shutdown or Close, and closes l. It
-// returns nil then, else the error of Accept.
-func (s *Server) Serve(l net.Listener) error {
-	s.mu.Lock()
-	if s.closed || s.draining.Load() {
-		s.mu.Unlock()
-		return errors.Join(net.ErrClosed, l.Close())
-	}
-	ended := make(chan struct{})
-	defer close(ended)
-	s.listeners[l] = ended
-	s.mu.Unlock()
-	defer l.Close()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			if s.draining.Load() || s.isClosed() {
-				return nil
-			}
-			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
-		}
-		s.admit(conn)
-	}
-}
-
-func (s *Server) isClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closed
-}
-
-// admit starts the session of an accepted connection.
-func (s *Server) admit(conn net.Conn) {
-	s.counters.accepted.Add(1)
-	ses := newSession(s, conn)
-	if !ses.proxied { // else its header tells who it is
-		ses.meet(time.Now())
-	}
-	client := clientOf(ses.remote)
-	s.mu.Lock()
-	if limit := s.overLimit(client); s.closed || limit != "" {
-		open := len(s.sessions)
-		s.mu.Unlock()
-		s.counters.refused.Add(1)
-		if ok, muted := s.refusals.allow(time.Now()); ok && limit != "" {
-			s.log.Warn("connection refused: a limit is reached",
-				zap.Stringer("sender", ses.remote), zap.String("limit", limit), zap.Int("open", open), zap.Uint64("not_logged", muted))
-		}
-		conn.Close()
-		ses.leave()
-		return
-	}
-	s.countClient(ses, client)
-	s.sessions[ses] = struct{}{}
-	s.peak = max(s.peak, len(s.sessions))
-	s.wait.Add(1)
-	s.mu.Unlock()
-	go func() {
-		defer s.wait.Done()
-		ses.serve(s.ctx)
-		ses.leave()
-		s.mu.Lock()
-		delete(s.sessions, ses)
-		if ses.counted.IsValid() {
-			if s.clients[ses.counted]--; s.clients[ses.counted] == 0 {
-				delete(s.clients, ses.counted)
-			}
-		}
-		s.mu.Unlock()
-	}()
-}
-
-// countClient counts an open connection of the client, unless its PROXY header
-// is still to tell who that is. s.mu is held.
-func (s *Server) countClient(ses *session, client netip.Addr) {
-	if s.config.MaxConnectionsPerClient > 0 && client.IsValid() && !ses.proxied {
-		s.clients[client]++
-		ses.counted = client
-	}
-}
-
-// adopt gives a session the sender that its PROXY header names, nil for the
-// balancer itself.
-func (s *Server) adopt(ses *session, sender net.Addr) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if sender != nil {
-		ses.remote = sender
-	}
-	client := clientOf(ses.remote)
-	ses.proxied = false
-	ses.meet(time.Now())
-	if sender != nil {
-		ses.peer.uses(featureProxy)
-	}
-	if per := s.config.MaxConnectionsPerClient; per > 0 && s.clients[client] >= per {
-		s.counters.refused.Add(1)
-		return refuse(ReasonConnections, fmt.Errorf("max_connections_per_client %d is reached", per))
-	}
-	s.countClient(ses, client)
-	return nil
-}
-
-// overLimit names the limit that one more connection of the client would pass,
-// empty if there is none. s.mu is held.
-func (s *Server) overLimit(client netip.Addr) string {
-	switch per := s.config.MaxConnectionsPerClient; {
-	case len(s.sessions) >= s.config.MaxConnections:
-		return fmt.Sprintf("max_connections %d", s.config.MaxConnections)
-	case per > 0 && s.clients[client] >= per: // a balancer's own address is not counted
-		return fmt.Sprintf("max_connections_per_client %d", per)
-	}
-	return ""
-}
-
-// clientOf is the address that the limit by client counts; all senders of unix
-// sockets are one.
-func clientOf(sender net.Addr) netip.Addr {
-	if tcp, ok := sender.(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
-	}
-	return netip.Addr{}
 }
 
 // newMessage returns a cleared Message. The reading goroutine takes all that

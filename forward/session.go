@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -43,12 +42,10 @@ var (
 
 // session is one connection: read, scan, Handler, ack.
 type session struct {
-	srv    *Server
+	*visitor
 	conn   net.Conn
 	socket net.Conn        // conn, or what lies below its TLS
 	raw    syscall.RawConn // nil if the connection has no descriptor (TLS)
-	remote net.Addr
-	peer   *peer // in the table of senders; nil before the PROXY header
 
 	// What follows belongs to the reading goroutine.
 	buf       *[]byte // nil while idle
@@ -80,8 +77,6 @@ type session struct {
 	closing    atomic.Bool  // a message was refused, or no ack can be written: read no more
 	busySince  atomic.Int64 // Unix nanoseconds since when it waits for something else than its sender, or 0
 	halfClosed atomic.Bool  // see endIfHalfClosed
-	proxied    bool         // a PROXY header comes first; guarded by Server.mu once served
-	counted    netip.Addr   // under which Server.clients counts it; guarded by Server.mu
 
 	mu       sync.Mutex
 	change   sync.Cond // of what mu guards
@@ -103,14 +98,14 @@ type session struct {
 	writeErr error
 }
 
-func newSession(srv *Server, conn net.Conn) *session {
-	s := &session{srv: srv, conn: conn, socket: conn, remote: conn.RemoteAddr(), want: minBuffer}
-	s.proxied = srv.trusts(s.remote)
+func newSession(v *visitor, conn net.Conn) *session {
+	srv := v.srv
+	s := &session{visitor: v, conn: conn, socket: conn, want: minBuffer}
 	s.change.L = &s.mu
 	s.readFD, s.writeFD = s.tryRead, s.tryWrite
 	if age := srv.config.MaxConnectionAge; age > 0 {
 		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(age))
-		s.retireAt = time.Now().Add(age + spread)
+		s.retireAt = s.since.Add(age + spread)
 	}
 	if srv.config.TLS != nil {
 		s.conn = tls.Server(conn, srv.config.TLS)
@@ -391,10 +386,7 @@ func (s *session) ended(err error) {
 		s.broke(refusal)
 		s.srv.logRefusal(s.remote, refusal)
 	case !s.heard && !errors.Is(err, errDrained) && !errors.Is(err, errIdle) && !errors.Is(err, errAged):
-		// Connected and closed (or reset) without a word: a heartbeat of
-		// heartbeat_type transport or tcp, or a load balancer's check.
-		s.srv.counters.connectBeats.Add(1)
-		s.known().beat(&s.known().connectBeats, time.Now())
+		s.beat()
 	case errors.Is(err, io.EOF), errors.Is(err, errDrained), errors.Is(err, errClosing), errors.Is(err, net.ErrClosed):
 	case s.w > s.r: // reset in the middle of a message
 		s.srv.counters.refusedMessage(ReasonCut)

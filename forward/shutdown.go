@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,10 +25,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for ses := range s.sessions {
 		ses.kick()
 	}
-	for l := range s.listeners {
-		l.Close()
-	}
 	s.mu.Unlock()
+	_ = s.closeListeners() // Close tells of errors
 	done := make(chan struct{})
 	go func() {
 		s.wait.Wait()
@@ -91,6 +91,21 @@ func (s *Server) drainListeners() {
 	}
 }
 
+// closeListeners closes all listeners. That waits for what Accept is doing, which
+// may need s.mu.
+func (s *Server) closeListeners() error {
+	s.mu.Lock()
+	all := slices.Collect(maps.Keys(s.listeners))
+	s.mu.Unlock()
+	var errs []error
+	for _, l := range all {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Close ends everything at once; messages that are not durable are not acked.
 // It waits for every goroutine of the server, and so for Done of what the
 // handler holds.
@@ -101,11 +116,6 @@ func (s *Server) Close() error {
 	s.draining.Store(true)
 	s.stop()
 	var errs []error
-	for l := range s.listeners {
-		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
 	for pc := range s.packets {
 		if err := pc.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
@@ -115,6 +125,7 @@ func (s *Server) Close() error {
 		ses.conn.Close()
 	}
 	s.mu.Unlock()
+	errs = append(errs, s.closeListeners())
 	s.cancel()
 	s.wait.Wait()
 	s.watcher.Wait()

@@ -168,7 +168,7 @@ func (s *Server) Stats() Stats {
 	}
 	c.mu.Unlock()
 	s.mu.Lock()
-	st.Open, st.Peak = len(s.sessions), s.peak
+	st.Open, st.Peak = s.open, s.peak
 	s.mu.Unlock()
 	return st
 }

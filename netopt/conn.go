@@ -23,14 +23,8 @@ var _ interface {
 	syscall.Conn
 } = (*Conn)(nil)
 
-func newConn(fd int, sa unix.Sockaddr, listener net.Addr) *Conn {
-	c := &Conn{file: os.NewFile(uintptr(fd), "connection"), local: listener}
-	if u, ok := sa.(*unix.SockaddrUnix); ok {
-		c.remote = &net.UnixAddr{Name: u.Name, Net: "unix"}
-	} else {
-		c.remote = net.TCPAddrFromAddrPort(addrPort(sa))
-	}
-	return c
+func newConn(fd int, remote, listener net.Addr) *Conn {
+	return &Conn{file: os.NewFile(uintptr(fd), "connection"), local: listener, remote: remote}
 }
 
 // Read reads into p; see net.Conn.

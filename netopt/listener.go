@@ -25,11 +25,21 @@ const (
 
 // Listener is a net.Listener that knows its accept queue.
 type Listener struct {
-	file *os.File
-	raw  syscall.RawConn
 	addr net.Addr
 	path string // of a unix socket that Listen made
 	unix *diag  // for a unix socket's queue, else nil
+
+	// The socket is in no poller of the runtime: ready is an epoll set of which it
+	// is a member, and with it the connections of the lobby, so that one goroutine
+	// waits for all of them.
+	ready    *os.File
+	readyRaw syscall.RawConn
+
+	accepting sync.Mutex // held by Accept and AcceptSpeaking; guards lobby
+	lobby     lobby
+
+	fdMu sync.RWMutex // held by who uses fd; Close waits for step by other means
+	fd   int          // -1 once closed
 
 	peak     peaks
 	accepted atomic.Uint64
@@ -76,21 +86,75 @@ type Queue struct {
 
 // newListener wraps a bound socket, which it owns whether it fails or not.
 func newListener(fd int, path string, asked int) (*Listener, error) {
-	l := &Listener{path: path, asked: asked, watch: time.NewTimer(sampleEvery), done: make(chan struct{}), sampler: make(chan struct{})}
+	l := &Listener{fd: fd, path: path, asked: asked, watch: time.NewTimer(sampleEvery), done: make(chan struct{}), sampler: make(chan struct{})}
 	l.watching.Store(true)
-	l.file = os.NewFile(uintptr(fd), "listener")
 	var err error
 	if l.addr, err = localAddr(fd); err == nil {
-		l.raw, err = l.file.SyscallConn()
+		err = l.makeReady()
 	}
 	if _, unix := l.addr.(*net.UnixAddr); unix && err == nil {
 		l.unix, err = openDiag()
 	}
 	if err != nil {
-		return nil, errors.Join(err, l.file.Close())
+		return nil, errors.Join(err, l.closeDescriptors())
 	}
 	go l.sample()
 	return l, nil
+}
+
+// makeReady makes the epoll set. Edges are enough, since step accepts all that is
+// queued at each.
+func (l *Listener) makeReady() error {
+	l.lobby.step, l.lobby.socket, l.lobby.timer = l.step, l.fd, -1
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("epoll_create1", err)
+	}
+	if err = unix.SetNonblock(ep, true); err != nil { // or os.NewFile would not poll it
+		unix.Close(ep)
+		return os.NewSyscallError("fcntl", err)
+	}
+	l.ready = os.NewFile(uintptr(ep), "listener")
+	if l.readyRaw, err = l.ready.SyscallConn(); err != nil {
+		return err
+	}
+	if l.lobby.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
+		return os.NewSyscallError("timerfd_create", err)
+	}
+	for _, fd := range []int{l.fd, l.lobby.timer} {
+		if errno := epollSet(ep, unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLET); errno != 0 {
+			return os.NewSyscallError("epoll_ctl", errno)
+		}
+	}
+	return nil
+}
+
+// closeDescriptors closes all that there are; it waits for step.
+func (l *Listener) closeDescriptors() (err error) {
+	if l.ready != nil {
+		err = l.ready.Close()
+	}
+	if l.lobby.timer >= 0 {
+		err = errors.Join(err, os.NewSyscallError("close", unix.Close(l.lobby.timer)))
+	}
+	l.fdMu.Lock()
+	defer l.fdMu.Unlock()
+	err = errors.Join(err, os.NewSyscallError("close", unix.Close(l.fd)))
+	l.fd = -1
+	if l.unix != nil { // nobody reads by it any more
+		err = errors.Join(err, l.unix.close())
+	}
+	return err
+}
+
+// control calls f with the listening socket, unless it is closed.
+func (l *Listener) control(f func(fd int) error) error {
+	l.fdMu.RLock()
+	defer l.fdMu.RUnlock()
+	if l.fd < 0 {
+		return net.ErrClosed
+	}
+	return f(l.fd)
 }
 
 func localAddr(fd int) (net.Addr, error) {
@@ -145,14 +209,14 @@ func (l *Listener) Relisten(backlog int) (granted int, err error) {
 			return 0, err
 		}
 	}
-	var opErr error
-	err = l.raw.Control(func(fd uintptr) {
-		if opErr = os.NewSyscallError("listen", unix.Listen(int(fd), backlog)); opErr != nil {
-			return
+	err = l.control(func(fd int) (err error) {
+		if err := unix.Listen(fd, backlog); err != nil {
+			return os.NewSyscallError("listen", err)
 		}
-		_, granted, opErr = l.reading(int(fd))
+		_, granted, err = l.reading(fd)
+		return err
 	})
-	if err = errors.Join(err, opErr); err != nil {
+	if err != nil {
 		return 0, fmt.Errorf("listen on %s: %w", l.addr, err)
 	}
 	l.mu.Lock()
@@ -168,124 +232,28 @@ func (l *Listener) reading(fd int) (depth, backlog int, err error) {
 	if l.unix != nil {
 		return l.unix.unixQueue(fd)
 	}
-	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
-		return 0, 0, os.NewSyscallError("getsockopt TCP_INFO", err)
+	depth, backlog, errno := acceptQueue(fd)
+	if errno != 0 {
+		return 0, 0, os.NewSyscallError("getsockopt TCP_INFO", errno)
 	}
-	return int(info.Unacked), int(info.Sacked), nil
+	return depth, backlog, nil
 }
 
 // Queue reads the accept queue.
 func (l *Listener) Queue() (Queue, error) {
 	q := Queue{Accepted: l.accepted.Load(), Starved: l.starved.Load()}
-	var opErr error
-	err := l.raw.Control(func(fd uintptr) {
-		if q.Depth, q.Capacity, opErr = l.reading(int(fd)); opErr == nil && l.unix == nil {
-			q.Drops, opErr = socketDrops(int(fd))
+	err := l.control(func(fd int) (err error) {
+		if q.Depth, q.Capacity, err = l.reading(fd); err == nil && l.unix == nil {
+			q.Drops, err = socketDrops(fd)
 		}
+		return err
 	})
-	if err = errors.Join(err, opErr); err != nil {
+	if err != nil {
 		return Queue{}, fmt.Errorf("queue of %s: %w", l.addr, err)
 	}
 	l.peak.note(q.Depth, time.Now())
 	q.Peak, q.PeakMinute, q.PeakRecent = l.peak.read(time.Now())
 	return q, nil
-}
-
-// Accept waits for a connection. It waits for readiness, reads the depth of the
-// queue, and only then accepts, without blocking: that makes the peak exact.
-func (l *Listener) Accept() (net.Conn, error) {
-	for {
-		if err := l.whilePaused(); err != nil {
-			return nil, err
-		}
-		var (
-			nfd   int
-			sa    unix.Sockaddr
-			opErr error
-		)
-		waits := false
-		err := l.raw.Read(func(fd uintptr) bool {
-			if waits {
-				l.waiting.Add(-1)
-				waits = false
-			}
-			if l.unix == nil { // cheap for TCP only
-				if depth, _, err := l.reading(int(fd)); err == nil && depth > 0 {
-					l.peak.note(depth, time.Now())
-				}
-			}
-			nfd, sa, opErr = unix.Accept4(int(fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-			if waits = opErr == unix.EAGAIN; waits {
-				l.waiting.Add(1)
-			}
-			return !waits
-		})
-		if waits { // Pause, a deadline or Close has ended it
-			l.waiting.Add(-1)
-		}
-		l.watchOn()
-		switch {
-		case err != nil:
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				if !l.expired() {
-					continue // Pause, which may be over by now
-				}
-				if c := l.queued(); c != nil {
-					return c, nil
-				}
-			}
-			if l.isClosed() {
-				err = net.ErrClosed // the file's own error does not say so
-			}
-			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
-		case opErr == nil:
-			l.accepted.Add(1)
-			return newConn(nfd, sa, l.addr), nil
-		case transient(opErr):
-			continue
-		case exhausted(opErr):
-			// The connection stays queued. Senders wait; weir must not spin.
-			l.starved.Add(1)
-			select {
-			case <-time.After(acceptBackoff):
-			case <-l.done:
-			}
-		default:
-			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: os.NewSyscallError("accept4", opErr)}
-		}
-	}
-}
-
-// queued accepts a connection if one is queued, whatever the deadline.
-func (l *Listener) queued() net.Conn {
-	var c net.Conn
-	_ = l.raw.Control(func(fd uintptr) { // fails on a closed listener, which has none
-		if nfd, sa, err := unix.Accept4(int(fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err == nil {
-			l.accepted.Add(1)
-			c = newConn(nfd, sa, l.addr)
-		}
-	})
-	return c
-}
-
-// transient reports errors of a connection that died in the queue (accept(2)).
-func transient(err error) bool {
-	switch err {
-	case unix.EINTR, unix.ECONNABORTED, unix.EPROTO, unix.ENETDOWN, unix.ENOPROTOOPT,
-		unix.EHOSTDOWN, unix.ENONET, unix.EHOSTUNREACH, unix.EOPNOTSUPP, unix.ENETUNREACH, unix.EPERM:
-		return true
-	}
-	return false
-}
-
-// exhausted reports that the process or the system lacks something.
-func exhausted(err error) bool {
-	switch err {
-	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-		return true
-	}
-	return false
 }
 
 // Pause makes Accept wait until Resume; connections queue in the kernel. The
@@ -295,7 +263,7 @@ func (l *Listener) Pause() {
 	defer l.mu.Unlock()
 	if l.resume == nil && !l.closed {
 		l.resume = make(chan struct{})
-		_ = l.file.SetReadDeadline(time.Unix(1, 0)) // wakes Accept
+		_ = l.ready.SetReadDeadline(time.Unix(1, 0)) // wakes Accept
 	}
 }
 
@@ -304,7 +272,7 @@ func (l *Listener) Resume() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.resume != nil {
-		_ = l.file.SetReadDeadline(l.user) // before Accept goes on
+		_ = l.ready.SetReadDeadline(l.user) // before Accept goes on
 		close(l.resume)
 		l.resume = nil
 	}
@@ -347,11 +315,12 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	if l.resume != nil {
 		return nil
 	}
-	return l.file.SetReadDeadline(t)
+	return l.ready.SetReadDeadline(t)
 }
 
 // Close closes the socket; the kernel resets what is queued. The file of a unix
-// socket that Listen made is removed.
+// socket that Listen made is removed. Connections that AcceptSpeaking still holds
+// are returned by its next calls.
 func (l *Listener) Close() error {
 	l.mu.Lock()
 	if l.closed {
@@ -368,11 +337,7 @@ func (l *Listener) Close() error {
 			err = nil
 		}
 	}
-	err = errors.Join(l.file.Close(), err)
-	if l.unix != nil { // nobody reads by it any more
-		err = errors.Join(err, l.unix.close())
-	}
-	return err
+	return errors.Join(l.closeDescriptors(), err)
 }
 
 // sample is the watchdog.
@@ -385,10 +350,12 @@ func (l *Listener) sample() {
 		case <-l.done:
 			return
 		case now := <-l.watch.C:
-			_ = l.raw.Control(func(fd uintptr) { // fails only once closed
-				if depth, _, err := l.reading(int(fd)); err == nil {
+			_ = l.control(func(fd int) error { // fails only once closed
+				depth, _, err := l.reading(fd)
+				if err == nil {
 					l.peak.note(depth, now)
 				}
+				return err
 			})
 			if l.waiting.Load() == 0 || l.accepted.Load() != seen {
 				l.watch.Reset(sampleEvery)

@@ -265,20 +265,28 @@ func (w *weir) assault(c hostile) (string, error) {
 	} else {
 		_, err = conn.Write(c.stream)
 	}
+	// A sender that has closed its side gets no ack from a weir that is busy for
+	// long, as it is on a slow machine: so the side stays open until the ack is here.
+	acked := make([]byte, len(c.ack))
+	if err == nil {
+		var n int
+		n, err = io.ReadFull(conn, acked)
+		acked = acked[:n]
+	}
 	if err == nil {
 		err = conn.(*net.TCPConn).CloseWrite()
 	}
 	gone := func(err error) bool {
 		return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ENOTCONN)
 	}
-	if err != nil && !gone(err) {
+	if err != nil && !gone(err) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return "", err
 	}
 	got, err := io.ReadAll(conn)
 	if err != nil && !gone(err) {
 		return "", err
 	}
-	return string(got), nil
+	return string(acked) + string(got), nil
 }
 
 // rss is the resident memory in bytes.

@@ -1,0 +1,271 @@
+package netopt_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"weir/netopt"
+)
+
+// lobby calls AcceptSpeaking until it fails.
+type lobby struct {
+	t *testing.T
+	l *netopt.Listener
+
+	mu       sync.Mutex
+	refuse   bool
+	arrived  map[string]int // by remote address; the guests are these numbers
+	left     map[int]bool
+	returned map[int]net.Conn
+	err      error
+	ended    chan struct{}
+}
+
+func openLobby(t *testing.T) *lobby {
+	b := &lobby{t: t, l: listen(t, "tcp", "127.0.0.1:0", netopt.Config{}), arrived: map[string]int{}, left: map[int]bool{}, returned: map[int]net.Conn{}, ended: make(chan struct{})}
+	go func() {
+		defer close(b.ended)
+		for {
+			conn, guest, err := b.l.AcceptSpeaking(b.arrive, b.leave)
+			b.mu.Lock()
+			if err != nil {
+				b.err = err
+				b.mu.Unlock()
+				return
+			}
+			if b.returned[guest.(int)] != nil || b.left[guest.(int)] {
+				t.Errorf("guest %v came twice", guest)
+			}
+			b.returned[guest.(int)] = conn
+			b.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		b.l.Close()
+		<-b.ended
+		for _, c := range b.returned {
+			c.Close()
+		}
+	})
+	return b
+}
+
+func (b *lobby) arrive(remote net.Addr) (any, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.refuse {
+		return nil, false
+	}
+	n := len(b.arrived) + 1
+	b.arrived[remote.String()] = n
+	return n, true
+}
+
+func (b *lobby) leave(guest any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := guest.(int)
+	if b.left[n] || b.returned[n] != nil {
+		b.t.Errorf("guest %d left twice", n)
+	}
+	b.left[n] = true
+}
+
+func (b *lobby) dial() *net.TCPConn {
+	b.t.Helper()
+	c, err := net.Dial("tcp", b.l.Addr().String())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+// await waits until the lobby is as it should be.
+func (b *lobby) await(what string, is func() bool) {
+	b.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		b.mu.Lock()
+		ok := is()
+		state := fmt.Sprintf("%d arrived, %d left, %d returned", len(b.arrived), len(b.left), len(b.returned))
+		b.mu.Unlock()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("%s: not so (%s)", what, state)
+		}
+	}
+}
+
+// guest is the number of a client, which must have arrived.
+func (b *lobby) guest(c net.Conn) (n int) {
+	b.t.Helper()
+	b.await("arrival", func() bool { n = b.arrived[c.LocalAddr().String()]; return n > 0 })
+	return n
+}
+
+// conn is what AcceptSpeaking returned for a client.
+func (b *lobby) conn(c net.Conn) (conn net.Conn) {
+	b.t.Helper()
+	n := b.guest(c)
+	b.await("return", func() bool { conn = b.returned[n]; return conn != nil })
+	return conn
+}
+
+// TestSpeaking: who sends something is returned, who closes before that is not.
+func TestSpeaking(t *testing.T) {
+	b := openLobby(t)
+	closes, resets, speaks, both, silent := b.dial(), b.dial(), b.dial(), b.dial(), b.dial()
+	for _, c := range []net.Conn{closes, resets, speaks, both, silent} {
+		b.guest(c)
+	}
+	b.mu.Lock()
+	if len(b.returned) > 0 {
+		t.Error("returned before anything came")
+	}
+	b.mu.Unlock()
+	closes.Close()
+	resets.SetLinger(0)
+	resets.Close()
+	for _, c := range []net.Conn{closes, resets} {
+		n := b.guest(c)
+		b.await("leaving", func() bool { return b.left[n] })
+	}
+	speaks.Write([]byte("hello"))
+	both.Write([]byte("hello"))
+	both.Close()
+	for _, c := range []net.Conn{speaks, both} {
+		conn := b.conn(c)
+		if conn.RemoteAddr().String() != c.LocalAddr().String() {
+			t.Errorf("remote %v, want %v", conn.RemoteAddr(), c.LocalAddr())
+		}
+		p := make([]byte, 5)
+		if _, err := io.ReadFull(conn, p); err != nil || string(p) != "hello" {
+			t.Errorf("read %q, %v", p, err)
+		}
+	}
+	// It waits like any other connection, and has lost nothing.
+	conn := b.conn(silent)
+	silent.Write([]byte("late"))
+	p := make([]byte, 4)
+	if _, err := io.ReadFull(conn, p); err != nil || string(p) != "late" {
+		t.Errorf("read %q, %v", p, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.left) != 2 || len(b.returned) != 3 {
+		t.Errorf("%d left and %d returned of 5", len(b.left), len(b.returned))
+	}
+}
+
+// TestSpeakingRefused: the client of a connection that is refused sees its end.
+func TestSpeakingRefused(t *testing.T) {
+	b := openLobby(t)
+	b.mu.Lock()
+	b.refuse = true
+	b.mu.Unlock()
+	c := b.dial()
+	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("read: %v", err)
+	}
+}
+
+// TestSpeakingDense: many connections within milliseconds, of which a third
+// speaks, a third closes and a third does so later. None is lost, and no descriptor.
+func TestSpeakingDense(t *testing.T) {
+	const n = 600
+	before := descriptors(t)
+	b := openLobby(t)
+	var all []*net.TCPConn
+	for i := range n {
+		c := b.dial()
+		switch i % 3 {
+		case 0:
+			c.Write([]byte("x"))
+		case 1:
+			c.Close()
+		}
+		all = append(all, c)
+	}
+	for i, c := range all {
+		if i%3 == 2 {
+			if i%2 == 0 {
+				c.Write([]byte("x"))
+			}
+			c.Close()
+		}
+	}
+	b.await("end", func() bool { return len(b.left) == n/2 && len(b.returned) == n/2 })
+	q, err := b.l.Queue()
+	if err != nil || q.Accepted != n || q.Depth != 0 {
+		t.Errorf("queue %+v, %v", q, err)
+	}
+	b.l.Close()
+	<-b.ended
+	for i, c := range all {
+		c.Close()
+		if conn := b.returned[b.arrived[c.LocalAddr().String()]]; (conn != nil) != (i%3 == 0 || i%3 == 2 && i%2 == 0) {
+			t.Errorf("client %d: %v", i, conn)
+		} else if conn != nil {
+			conn.Close()
+		}
+	}
+	clear(b.returned)
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
+
+// TestSpeakingEnds: whatever ends AcceptSpeaking, those that are held are returned
+// first.
+func TestSpeakingEnds(t *testing.T) {
+	for name, end := range map[string]func(l *netopt.Listener) error{
+		"close":    (*netopt.Listener).Close,
+		"deadline": func(l *netopt.Listener) error { return l.SetDeadline(time.Now()) },
+		"pause":    func(l *netopt.Listener) error { l.Pause(); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := openLobby(t)
+			var all []net.Conn
+			for range 20 {
+				c := b.dial()
+				b.guest(c)
+				all = append(all, c)
+			}
+			if err := end(b.l); err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range all {
+				b.conn(c)
+			}
+			if name == "pause" {
+				b.l.Resume()
+				c := b.dial()
+				c.Write([]byte("x"))
+				b.conn(c)
+				return
+			}
+			<-b.ended
+			if !errors.Is(b.err, net.ErrClosed) && !errors.Is(b.err, os.ErrDeadlineExceeded) {
+				t.Errorf("ended: %v", b.err)
+			}
+		})
+	}
+}
