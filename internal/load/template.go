@@ -385,20 +385,24 @@ func hexNumber(p []byte) (v uint32, ok bool) {
 	return v, true
 }
 
-// Payload is the event stream of one chunk, uncompressed, for measuring what
-// handling it costs elsewhere.
-func Payload(o Options) ([]byte, error) {
+// Payload is the event stream of one chunk, for measuring what handling it costs
+// elsewhere, and sent is what goes out of it: the same, or in the modes gzip and zstd
+// compressed.
+func Payload(o Options) (stream, sent []byte, err error) {
 	m, err := newMaker(&o, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var stream []byte
 	for i := range o.Events {
 		b, _, _, err := m.event(i)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		stream = append(stream, b...)
 	}
-	return stream, nil
+	if o.Mode != "gzip" && o.Mode != "zstd" {
+		return stream, stream, nil
+	}
+	sent, err = compress(stream, o.Mode)
+	return stream, sent, err
 }
