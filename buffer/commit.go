@@ -18,7 +18,7 @@ import (
 const (
 	gatherTurns = 32
 	gatherTime  = 100 * time.Microsecond
-	gatherBytes = 64 << 10
+	gatherBytes = 1 << 20
 )
 
 // gather lets those join the next commit that have just been told of the last
