@@ -42,7 +42,10 @@ type SenderStats struct {
 	Resends uint64
 	// Invalid counts messages that broke the rules of the protocol or its limits
 	// and were refused, or set aside in part.
-	Invalid           uint64
+	Invalid uint64
+	// InvalidEvents counts events that were set aside, as far as they can be told
+	// apart.
+	InvalidEvents     uint64
 	HandshakeFailures uint64
 	First, Last       time.Time
 	// Features are what of the protocol the sender has used, in the order of
@@ -91,6 +94,7 @@ type peer struct {
 	accepted, connectBeats, nilBeats, udpBeats atomic.Uint64
 	messages, events, bytes, acks              atomic.Uint64
 	resends, invalid, handshakeFailures        atomic.Uint64
+	invalidEvents                              atomic.Uint64
 	features                                   atomic.Uint32
 	last                                       atomic.Int64 // Unix nanoseconds
 	connections, heartbeats                    rate
@@ -120,6 +124,7 @@ func (p *peer) done(m *Message, err error, now time.Time) {
 		p.resends.Add(1)
 	} else if m.Invalid != nil {
 		p.invalid.Add(1)
+		p.invalidEvents.Add(uint64(m.Invalid.Events))
 	}
 	if !m.Duplicate && (m.Events > 0 || m.Invalid == nil) {
 		p.messages.Add(1)
@@ -146,7 +151,7 @@ func (p *peer) read(st *SenderStats, now time.Time) {
 		ConnectionsPerSecond: p.connections.perSecond(p.first, now), HeartbeatsPerSecond: p.heartbeats.perSecond(p.first, now),
 		ConnectBeats: p.connectBeats.Load(), NilBeats: p.nilBeats.Load(), UDPBeats: p.udpBeats.Load(),
 		Messages: p.messages.Load(), Events: p.events.Load(), Bytes: p.bytes.Load(), Acks: p.acks.Load(),
-		Resends: p.resends.Load(), Invalid: p.invalid.Load(), HandshakeFailures: p.handshakeFailures.Load(),
+		Resends: p.resends.Load(), Invalid: p.invalid.Load(), InvalidEvents: p.invalidEvents.Load(), HandshakeFailures: p.handshakeFailures.Load(),
 		First: p.first, Last: time.Unix(0, p.last.Load()),
 	}
 }

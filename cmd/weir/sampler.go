@@ -27,9 +27,10 @@ const (
 	// The period of a walk over the kernel's connections, or over the senders, is
 	// its cost times one of these. Connections that wait (half-open, CLOSE_WAIT) come
 	// and go fast and cost a tenth of all, so that they get 0.033 % of a core, the
-	// rest 0.01 %.
+	// others 0.01 %, the few sysctls 0.001 %.
 	waitingShare = 3000
 	walkShare    = 10_000
+	sysctlShare  = 100_000
 	// These bound that on a slow machine. Half-open connections live for seconds:
 	// looked at less often, a flood of them would not be seen.
 	waitingPeriod = 8 * time.Second
@@ -103,7 +104,7 @@ func newSampler(log *zap.Logger) (*sampler, error) {
 	}
 	return &sampler{alerts: alert.New(log), log: log, kernel: k, ports: map[string]portSample{}, disks: map[string]disk{}, syncookies: -1, maxSyn: -1,
 		walk: paced{share: walkShare, longest: longestPeriod}, waiting: paced{share: waitingShare, longest: waitingPeriod},
-		table: paced{share: walkShare, longest: longestPeriod}, sysctls: paced{share: walkShare, longest: longestPeriod}}, nil
+		table: paced{share: walkShare, longest: longestPeriod}, sysctls: paced{share: sysctlShare, longest: longestPeriod}}, nil
 }
 
 // watch looks at everything each second, first after one, and at the health as

@@ -33,6 +33,7 @@ var senderOrders = map[string]func(*forward.SenderStats) float64{
 	"acks":                   func(s *forward.SenderStats) float64 { return float64(s.Acks) },
 	"resends":                func(s *forward.SenderStats) float64 { return float64(s.Resends) },
 	"invalid":                func(s *forward.SenderStats) float64 { return float64(s.Invalid) },
+	"invalid_events":         func(s *forward.SenderStats) float64 { return float64(s.InvalidEvents) },
 	"handshake_failures":     func(s *forward.SenderStats) float64 { return float64(s.HandshakeFailures) },
 	"last_seen":              func(s *forward.SenderStats) float64 { return float64(s.Last.UnixNano()) },
 }
@@ -99,6 +100,7 @@ func addSender(to, st *forward.SenderStats) {
 	to.Acks += st.Acks
 	to.Resends += st.Resends
 	to.Invalid += st.Invalid
+	to.InvalidEvents += st.InvalidEvents
 	to.HandshakeFailures += st.HandshakeFailures
 	if st.Last.After(to.Last) {
 		to.Last = st.Last
@@ -119,7 +121,7 @@ func senderRow(st *forward.SenderStats) status.Sender {
 		Address: address, Open: st.Open, Accepted: st.Accepted,
 		ConnectionsPerSecond: st.ConnectionsPerSecond, HeartbeatsPerSecond: st.HeartbeatsPerSecond,
 		Heartbeats: map[string]uint64{"connect": st.ConnectBeats, "nil": st.NilBeats, "udp": st.UDPBeats},
-		Messages:   st.Messages, Events: st.Events, Bytes: st.Bytes, Acks: st.Acks, Resends: st.Resends, Invalid: st.Invalid,
+		Messages:   st.Messages, Events: st.Events, Bytes: st.Bytes, Acks: st.Acks, Resends: st.Resends, Invalid: st.Invalid, InvalidEvents: st.InvalidEvents,
 		HandshakeFailures: st.HandshakeFailures, LastSeen: st.Last, Features: st.Features,
 	}
 }
@@ -153,7 +155,7 @@ func newSendersCommand(configPath, address *string) *cobra.Command {
 		Short: "Show who sends: connections, heartbeats, events, resends by address",
 		Long: `Show who sends, by address: connections and heartbeats with their rates of the
 last ten seconds, messages, events, bytes, acks, resends (a chunk id that was
-stored before), invalid messages, failed handshakes, and what of the protocol is
+stored before), invalid messages and events, failed handshakes, and what of the protocol is
 in use. The table holds 10,000 addresses for each source; the one not seen for
 longest makes room.`,
 		Args: cobra.NoArgs,

@@ -153,11 +153,15 @@ func (s *server) addListener(snap *status.Snapshot, src *source, l *listener) {
 			syn.Dropped += n
 		}
 		snap.Queues = append(snap.Queues, syn)
+		states := map[string]int64{"listen": int64(l.of)}
 		for state, n := range map[string]int{"syn_recv": p.SynRecv, "established": p.Established, "close_wait": p.CloseWait, "time_wait": p.TimeWait,
 			"fin_wait1": p.FinWait1, "fin_wait2": p.FinWait2, "last_ack": p.LastAck, "closing": p.Closing} {
-			snap.TCPStates[state] += int64(n)
+			states[state] = int64(n)
 		}
-		snap.TCPStates["listen"] += int64(l.of)
+		for state, n := range states {
+			snap.TCPStates[state] += n
+		}
+		snap.Listeners[len(snap.Listeners)-1].TCPStates = states
 	}
 	if note == "" && l.of > 1 {
 		note = fmt.Sprintf("listener %d of %d on the address", l.part+1, l.of)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/vmihailenco/msgpack/v5"
+
+	"weir/internal/status"
 )
 
 // outcome is what becomes of a message, as weir counts it.
@@ -227,6 +230,14 @@ func TestHostile(t *testing.T) {
 		}
 		return nil
 	})
+	// All came from one address, whose row has what the totals have.
+	var senders status.SenderList
+	if err := json.Unmarshal([]byte(w.get("/api/senders.json?by=invalid_events")), &senders); err != nil || len(senders.Senders) != 1 {
+		t.Fatalf("%+v, %v", senders, err)
+	}
+	if got, all := senders.Senders[0].InvalidEvents, w.snapshot().Traffic.InvalidEvents; got != all || all == 0 {
+		t.Errorf("%d invalid events of the sender, %d of all", got, all)
+	}
 	delivered := w.delivered()
 	if len(delivered) != good+want.events {
 		t.Errorf("%d events delivered, want %d good ones and %d of the others", len(delivered), good, want.events)

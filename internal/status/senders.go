@@ -52,11 +52,11 @@ func WriteSenders(w io.Writer, list *SenderList) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "%d senders known, the first %d by %s\n\n", list.Known, len(list.Senders), list.By)
 	t := newTable(b)
-	fmt.Fprintln(t, "SENDER\tOPEN\tCONNECTIONS\t/s\tHEARTBEATS\t/s\tMESSAGES\tEVENTS\tBYTES\tACKS\tRESENDS\tINVALID\tFAILED\tLAST SEEN\tUSES\t")
+	fmt.Fprintln(t, "SENDER\tOPEN\tCONNECTIONS\t/s\tHEARTBEATS\t/s\tMESSAGES\tEVENTS\tBYTES\tACKS\tRESENDS\tINVALID\tINVALID EVENTS\tFAILED\tLAST SEEN\tUSES\t")
 	for _, x := range list.Senders {
-		fmt.Fprintf(t, "%s\t%d\t%d\t%.1f\t%s\t%.1f\t%d\t%d\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", Printable(x.Address), x.Open, x.Accepted,
+		fmt.Fprintf(t, "%s\t%d\t%d\t%.1f\t%s\t%.1f\t%d\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", Printable(x.Address), x.Open, x.Accepted,
 			x.ConnectionsPerSecond, counts(x.Heartbeats), x.HeartbeatsPerSecond, x.Messages, x.Events, Amount(int64(x.Bytes), queue.UnitBytes),
-			x.Acks, x.Resends, x.Invalid, x.HandshakeFailures, x.LastSeen.Format("15:04:05"), Printable(strings.Join(x.Features, ",")))
+			x.Acks, x.Resends, x.Invalid, x.InvalidEvents, x.HandshakeFailures, x.LastSeen.Format("15:04:05"), Printable(strings.Join(x.Features, ",")))
 	}
 	t.flush()
 	return b.Flush()

@@ -4,18 +4,21 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"weir/internal/page"
 )
@@ -26,6 +29,9 @@ const (
 	requestTimeout = 10 * time.Second
 	idleTimeout    = 60 * time.Second
 	maxHeaderBytes = 16 << 10
+	// sendBuffer bounds what the kernel keeps for a client that does not read, in
+	// bytes; it doubles it for its own needs (socket(7)).
+	sendBuffer = 32 << 10
 )
 
 // Server answers the status endpoint's requests.
@@ -68,7 +74,11 @@ func NewServer(snapshot func() *Snapshot, o Options, log *zap.Logger) *Server {
 		WriteTimeout:      requestTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          zap.NewStdLog(log),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			boundSendBuffer(c)
+			return ctx
+		},
+		ErrorLog: zap.NewStdLog(log),
 	}
 	return s
 }
@@ -138,6 +148,22 @@ func (s *Server) json(w http.ResponseWriter, v any) {
 	enc.SetIndent("", "  ")
 	if err := enc.Encode(v); err != nil {
 		s.log.Debug("status answer not sent", zap.Error(err))
+	}
+}
+
+// boundSendBuffer sets SO_SNDBUF (socket(7)): the kernel would else grow it to
+// megabytes, and a stream's client that does not read be found out that much later.
+func boundSendBuffer(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := sc.SyscallConn(); err == nil {
+		// Where it fails, the connection works as well, with more memory.
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer) })
 	}
 }
 

@@ -74,6 +74,9 @@ type Listener struct {
 	LimitedBy string `json:"limited_by,omitempty"`
 	// Mend is the command that raises the limit, or empty.
 	Mend string `json:"mend,omitempty"`
+	// TCPStates counts the connections of its port by state, as the kernel has them;
+	// of several listeners on an address the first one has them all.
+	TCPStates map[string]int64 `json:"tcp_connections,omitempty"`
 }
 
 // Alert is a warning with its cause, from when it began until it was over.
@@ -109,7 +112,9 @@ type Sender struct {
 	// Resends counts messages whose chunk id was stored before.
 	Resends uint64 `json:"resends"`
 	// Invalid counts messages of which something could not be taken.
-	Invalid           uint64    `json:"invalid_messages"`
+	Invalid uint64 `json:"invalid_messages"`
+	// InvalidEvents counts those that were set aside.
+	InvalidEvents     uint64    `json:"invalid_events"`
 	HandshakeFailures uint64    `json:"handshake_failures"`
 	LastSeen          time.Time `json:"last_seen"`
 	// Features are what of the protocol it uses: packed, gzip, ack, tls, ….

@@ -61,7 +61,7 @@ function frame({ snapshot: s, point }) {
 
 function drawListeners(listeners) {
   const list = $("listeners");
-  const text = JSON.stringify(listeners);
+  const text = JSON.stringify(listeners.map((l) => [l.name, l.backlog_asked, l.backlog_granted]));
   if (list.dataset.drawn === text) return;
   list.dataset.drawn = text;
   list.replaceChildren(...listeners.map((l) => el("li", { class: l.backlog_granted < l.backlog_asked ? "short" : "" },
@@ -76,7 +76,7 @@ function drawTotals(s) {
     ["Acks", count(t.acks)],
     ["Heartbeats", counts(t.heartbeats)],
     ["Connections", counts(t.connections)],
-    ["TCP states now", counts(s.tcp_connections)],
+    ...(s.listeners ?? []).filter((l) => l.tcp_connections).map((l) => [s.listeners.length > 1 ? `TCP states, ${l.name}` : "TCP states now", counts(l.tcp_connections)]),
     ["Messages refused", counts(t.refused_messages)],
     ["Messages not valid", counts(t.invalid_messages)],
     ["Kernel, all listeners", counts(s.kernel)],

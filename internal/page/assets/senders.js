@@ -17,6 +17,7 @@ const columns = [
   { name: "Acks", by: "acks", value: (s) => s.acks, cell: (s) => number(s.acks, count(s.acks)) },
   { name: "Resends", by: "resends", value: (s) => s.resends, cell: (s) => number(s.resends, count(s.resends), "warn") },
   { name: "Invalid", by: "invalid", value: (s) => s.invalid_messages, cell: (s) => number(s.invalid_messages, count(s.invalid_messages), "bad") },
+  { name: "Invalid events", by: "invalid_events", value: (s) => s.invalid_events, cell: (s) => number(s.invalid_events, count(s.invalid_events), "bad") },
   { name: "Failed handshakes", by: "handshake_failures", value: (s) => s.handshake_failures, cell: (s) => number(s.handshake_failures, count(s.handshake_failures), "bad") },
   { name: "Seen", by: "last_seen", value: (s) => Date.parse(s.last_seen), cell: (s, now) => ({ text: age(now - Date.parse(s.last_seen) / 1000) + " ago", class: "n" }) },
   { name: "Uses", value: (s) => (s.features ?? []).join(", "), cell: (s) => ({ text: (s.features ?? []).join(", "), class: "long" }) },
