@@ -10,12 +10,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"weir/internal/alert"
+	"weir/internal/queue"
 )
 
 // causes drives one weir through the causes of alerts and checks that those are
@@ -87,6 +89,7 @@ func TestAlertCauses(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for name, test := range map[string]func(t *testing.T){
+		"accept":      causeAcceptQueue,
 		"connections": causeConnections,
 		"no match":    causeNoMatch,
 		"output":      causeOutput,
@@ -99,6 +102,41 @@ func TestAlertCauses(t *testing.T) {
 		// All at once, however many processors there are: they wait for "over".
 		wg.Go(func() { t.Run(name, test) })
 	}
+}
+
+// causeAcceptQueue halts weir while connections come: under 80 % of the backlog are
+// no alert, more are, and none of them is dropped.
+func causeAcceptQueue(t *testing.T) {
+	ns := newNetns(t, 128)
+	c := newCauses(t, options{run: ns.Do, client: ns.client()})
+	burst := func(n int) {
+		t.Helper()
+		c.signal(syscall.SIGSTOP)
+		defer c.signal(syscall.SIGCONT)
+		waitFor(t, patience, c.halted)
+		for range n {
+			var conn net.Conn
+			if err := ns.Do(func() (err error) { conn, err = net.Dial("tcp", c.addr); return err }); err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+		}
+	}
+	burst(100)
+	waitFor(t, patience, func() error {
+		if q := findQueue(c.snapshot(), queue.Accept); q.Peak != 100 {
+			return fmt.Errorf("peak %d, want 100", q.Peak)
+		}
+		return nil
+	})
+	time.Sleep(2100 * time.Millisecond) // for a look at it
+	c.requireOn(t)
+	burst(110)
+	c.requireOn(t, alert.AcceptQueueHigh)
+	if a := findAlert(c.snapshot(), alert.AcceptQueueHigh); !strings.Contains(a.Message, "110 connections waited for accept(2), over 80% of the backlog of 128") || a.Subject != c.addr {
+		t.Errorf("%+v", a)
+	}
+	c.requireOver(t, alert.AcceptQueueHigh)
 }
 
 func causeConnections(t *testing.T) {

@@ -82,7 +82,7 @@ func TestTop(t *testing.T) {
 		t.Fatal(err)
 	}
 	sender.conn.Close()
-	term.until("SENDER by beats", "127.0.1.")
+	term.until("SENDER by beats", "127.0.1.", "events/s ", "ack p99", "BUFFER", "DOCTOR")
 	term.tmux("send-keys", "e")
 	term.until("SENDER by events", "127.0.2.1", "and ")
 	w.stop()

@@ -15,6 +15,7 @@ type Model struct {
 	received      time.Time // when frame came
 	lost          error     // why no frames come; nil while they do
 	now           time.Time
+	points        []status.Point // for the charts, oldest first
 	order         order
 	rank          Ranker
 	asking        bool      // rank is at work
@@ -58,7 +59,10 @@ func (m *Model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case frameMsg:
 		m.frame, m.received, m.lost = msg.frame, msg.at, nil
 		m.now = msg.at
+		m.addPoint(msg.frame.Point)
 		return m, m.askSenders()
+	case historyMsg:
+		m.points = msg.points
 	case rankedMsg:
 		m.asking = false
 		m.ranked = msg

@@ -33,6 +33,9 @@ type frameMsg struct {
 	at    time.Time
 }
 
+// historyMsg is what was before a stream's first frame.
+type historyMsg struct{ points []status.Point }
+
 // lostMsg says that no frames come, and why.
 type lostMsg struct{ err error }
 
@@ -91,6 +94,12 @@ func read(ctx context.Context, stream io.ReadCloser, send func(tea.Msg)) (frames
 		switch e.Name {
 		case "end":
 			return frames, errEnded
+		case "history":
+			var points []status.Point
+			if err := json.Unmarshal(e.Data, &points); err != nil {
+				return frames, fmt.Errorf("what came is not a history of weir: %w", err)
+			}
+			send(historyMsg{points})
 		case "frame":
 			f := &status.Frame{}
 			if err := json.Unmarshal(e.Data, f); err != nil || f.Snapshot == nil {

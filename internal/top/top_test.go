@@ -17,6 +17,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 	"go.uber.org/goleak"
 
+	"weir/internal/doctor"
 	"weir/internal/queue"
 	"weir/internal/status"
 )
@@ -46,6 +47,11 @@ func busy() *status.Frame {
 		Buffers: []status.Buffer{
 			{Name: "app.**", Bytes: 55 << 30, Limit: 64 << 30, Chunks: 1712, Spares: 2, Oldest: 7384.2, Commits: 1234567, FailedCommits: 3, Durable: true, DiskFree: 3 << 30, DiskSize: 80 << 30},
 			{Name: "audit", Limit: 1 << 30, Chunks: 1, Commits: 17, Durable: true, Direct: true, DiskFree: 700 << 30, DiskSize: 800 << 30},
+		},
+		Findings: []doctor.Finding{
+			{Check: "clock", Severity: doctor.Warning, Subject: "clock", Found: "not synchronised"},
+			{Check: "tw-reuse", Severity: doctor.Note, Found: "a note is not worth a line"},
+			{Check: "certificates", Severity: doctor.Error, Subject: "/etc/weir/cert.pem", Found: "CN=logs expired on 2026-02-28"},
 		},
 		Damaged:     []status.Damaged{{Match: "app.**", Chunks: 1}},
 		Quarantines: []status.Quarantine{{Match: "audit", Items: 12}},
@@ -85,6 +91,19 @@ func modelWith(width, height int, msgs ...tea.Msg) *Model {
 	return m
 }
 
+// past is a minute in which events grew, and acks came in every other second.
+func past() historyMsg {
+	var h historyMsg
+	for i := range 60 {
+		p := status.Point{Events: float64(1000 * i), Bytes: float64(i % 3 * (1 << 20)), Connections: 10}
+		if i%2 == 0 {
+			p.Ack = &status.Quantiles{P99: float64(i) / 1000}
+		}
+		h.points = append(h.points, p)
+	}
+	return h
+}
+
 func frameAt(f *status.Frame) frameMsg { return frameMsg{f, f.Snapshot.Now} }
 
 func TestScreens(t *testing.T) {
@@ -96,7 +115,7 @@ func TestScreens(t *testing.T) {
 		{"connecting", 80, 24, nil},
 		{"quiet", 80, 24, []tea.Msg{frameAt(quiet())}},
 		{"busy", 80, 24, []tea.Msg{frameAt(busy())}},
-		{"busy-wide", 120, 40, []tea.Msg{frameAt(busy())}},
+		{"busy-wide", 120, 40, []tea.Msg{past(), frameAt(busy())}},
 		{"by-resends", 120, 40, []tea.Msg{frameAt(busy()), tea.KeyPressMsg{Code: 'r', Text: "r"}}},
 		{"lost", 80, 24, []tea.Msg{frameAt(busy()), lostMsg{errEnded}, tickMsg(busy().Snapshot.Now.Add(90 * time.Second))}},
 		{"small", 30, 8, []tea.Msg{frameAt(busy())}},
@@ -239,6 +258,7 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	var got []string
+	histories := 0
 	Watch(ctx, io.NopCloser(strings.NewReader(frame+"event: end\ndata: {}\n\n")), open, func(msg tea.Msg) {
 		switch msg := msg.(type) {
 		case frameMsg:
@@ -246,6 +266,8 @@ func TestWatch(t *testing.T) {
 			if len(got) == 4 {
 				cancel()
 			}
+		case historyMsg:
+			histories++
 		case lostMsg:
 			got = append(got, msg.err.Error())
 		}
@@ -253,6 +275,9 @@ func TestWatch(t *testing.T) {
 	want := []string{"frame 7", "weir has stopped", "refused", "frame 7"}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+	if histories != 2 {
+		t.Errorf("%d histories, want one of each stream", histories)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 
 	"weir/internal/alert"
+	"weir/internal/doctor"
 	"weir/internal/queue"
 	"weir/internal/status"
 )
@@ -37,12 +38,15 @@ func (m *Model) screen() string {
 	lines := []string{m.title()}
 	if m.frame != nil {
 		lines = append(lines, m.rates()...)
+		lines = append(lines, m.charts()...)
 		lines = append(lines, m.notices()...)
 		lines = append(lines, "")
 		lines = append(lines, m.queues()...)
 		lines = append(lines, m.buffers()...)
 		lines = append(lines, m.outputs()...)
-		lines = append(lines, m.senders(m.height-1-len(lines))...)
+		found := m.findings()
+		lines = append(lines, m.senders(m.height-1-len(lines)-len(found))...)
+		lines = append(lines, found...)
 	}
 	last := max(m.height-1, 0)
 	if len(lines) > last {
@@ -295,6 +299,32 @@ func warned(text string, so bool) string {
 		return yellow(text)
 	}
 	return text
+}
+
+// findings are what the doctor warns of, errors first, on at most an eighth of the
+// screen, at its end.
+func (m *Model) findings() []string {
+	var errors, warnings []string
+	for _, f := range m.frame.Snapshot.Findings {
+		text := bold(f.Check) + " " + status.Printable(f.Found)
+		if f.Subject != "" && f.Subject != f.Check {
+			text = bold(f.Check) + " " + status.Printable(f.Subject+": "+f.Found)
+		}
+		switch f.Severity {
+		case doctor.Error:
+			errors = append(errors, red("error   ")+text)
+		case doctor.Warning:
+			warnings = append(warnings, yellow("warning ")+text)
+		}
+	}
+	lines := append(errors, warnings...)
+	if len(lines) == 0 || m.height < roomForBuffers {
+		return nil
+	}
+	if most := max(m.height/8, 2); len(lines) > most {
+		lines = append(lines[:most-1], dim(fmt.Sprintf("and %d more; see weir doctor", len(lines)-most+1)))
+	}
+	return append([]string{"", dim("DOCTOR")}, lines...)
 }
 
 func (m *Model) outputs() []string {
