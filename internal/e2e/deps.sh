@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs by name what the tests use beside Go: a C compiler for the race
-# detector, Python's and Node's Forward senders, a browser, tmux, systemd's tools. As root
+# detector, Python's and Node's Forward senders, a browser, tmux, systemd's tools, small disks that fail. As root
 # it installs what is missing; otherwise it says what to install. It fetches Go's
 # modules as well, and builds STATICCHECK and NFPM, so that no test waits for a
 # network or for a compiler. What a network can fail at is tried again.
@@ -27,6 +27,8 @@ need npm npm
 need systemd-analyze systemd
 need systemd-socket-activate systemd
 need strace strace
+need mkfs.ext4 e2fsprogs
+need losetup mount
 need rpm rpm
 need chromium chromium
 need tmux tmux

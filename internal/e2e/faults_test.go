@@ -338,53 +338,6 @@ func (c *client) sendPadded(tag, chunk string, first, last int) error {
 	return c.sendMessage(msg, chunk)
 }
 
-// TestBufferBecomesReadOnly remounts the file system read-only under a running
-// weir, and read-write again.
-func TestBufferBecomesReadOnly(t *testing.T) {
-	dir := t.TempDir()
-	remount := mounted(t, dir, "16m")
-	w := start(t, options{dir: dir, source: "health_grace 100ms"})
-	acked := 0
-	send := func() error {
-		c, err := dial(w.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.conn.Close()
-		if err = c.send("ro", fmt.Sprintf("id-%d", acked), acked, acked+10); err == nil {
-			acked += 10
-		}
-		return err
-	}
-	if err := send(); err != nil {
-		t.Fatal(err)
-	}
-	requireAll(t, w.delivered(), "ro", 10)
-	// The kernel remounts only what nobody has open for writing, unless the
-	// device fails; a lazy unmount under weir's descriptors is the other way.
-	err := syscall.Mount("", filepath.Join(dir, "buffer"), "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
-	if !errors.Is(err, syscall.EBUSY) {
-		t.Fatalf("a file system that is written to became read-only: %v", err)
-	}
-	stop := w.traced("-e", "trace=pwritev,pwrite64", "-e", "inject=pwritev,pwrite64:error=EROFS")
-	for range 3 {
-		if send() == nil {
-			t.Error("acked on a read-only file system")
-		}
-	}
-	waitFor(t, patience, func() error {
-		if s := w.snapshot(); s.Ready() || !strings.Contains(fmt.Sprint(s.Problems), "read-only file system") {
-			return fmt.Errorf("problems %q", s.Problems)
-		}
-		return nil
-	})
-	stop()
-	remount(0)
-	waitFor(t, patience, send)
-	requireAcked(t, w.delivered(), acked)
-	w.stop()
-}
-
 // TestBufferDirectoryVanishes removes the buffer's directory under a running
 // weir: from then on nothing is acked, and weir says why.
 func TestBufferDirectoryVanishes(t *testing.T) {
