@@ -3,7 +3,11 @@ package buffer
 import (
 	"encoding/binary"
 	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -300,6 +304,59 @@ func TestDedupeRestarts(t *testing.T) {
 	requireDuplicates(t, b, 30, 39)
 }
 
+// TestDedupeLogLost: without its log, ids are found in the chunks again, the newest
+// first, and no chunk is read that the window does not reach by count or by age.
+func TestDedupeLogLost(t *testing.T) {
+	m := newMemFS()
+	o := Options{Dir: "/b", FS: m, ChunkLimit: 5 * BlockSize} // 4 entries
+	b := open(t, o)
+	put(t, b, 0, 40, 100)
+	closeBuffer(t, b)
+	for name := range m.names {
+		if strings.Contains(name, idPrefix) {
+			delete(m.names, name)
+		}
+	}
+	// read opens a copy and returns how many chunks were read as a whole.
+	read := func(o Options, prepare func(m *memFS), known int) (chunks int) {
+		t.Helper()
+		o.FS = m.crash(cutKeep, nil)
+		prepare(o.FS.(*memFS))
+		b := open(t, o)
+		defer closeBuffer(t, b)
+		for name, f := range o.FS.(*memFS).names {
+			if strings.Contains(name, chunkPrefix) && f.reads > 3*BlockSize {
+				chunks++
+			}
+		}
+		requireDuplicates(t, b, 40-known, 40)
+		return chunks
+	}
+	none := func(*memFS) {}
+	if n := read(o, none, 40); n != 10 {
+		t.Errorf("%d chunks read, want all 10", n)
+	}
+	o.DedupeWindow = 9
+	if n := read(o, none, 9); n != 3 {
+		t.Errorf("%d chunks read for a window of 9, want 3", n)
+	}
+	o.DedupeWindow = 0
+	old := func(m *memFS) {
+		for seq := uint64(1); seq <= 6; seq++ {
+			p := m.names[chunkName("/b", seq)].data
+			foot, err := decodeFrame(p[len(p)-BlockSize:], seq)
+			if err != nil {
+				t.Fatal(err)
+			}
+			foot.written = now().Add(-2 * time.Hour)
+			foot.encode(p[len(p)-BlockSize:])
+		}
+	}
+	if n := read(o, old, 16); n != 4 {
+		t.Errorf("%d chunks read, want the 4 that are not too old", n)
+	}
+}
+
 // BenchmarkOpenWithIDs opens a buffer that remembers a million ids.
 func BenchmarkOpenWithIDs(b *testing.B) {
 	o := Options{Dir: b.TempDir(), Cursors: []string{"c"}}
@@ -332,3 +389,83 @@ func BenchmarkOpenWithIDs(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkOpenWithoutIDs opens a buffer with 1 GiB undelivered that has lost its log
+// of ids, once for each run, since what was written by O_DIRECT is in the page
+// cache from then on: entries of 300 bytes, and of 277 KB as 1000 events make them.
+func BenchmarkOpenWithoutIDs(b *testing.B) {
+	const total = 1 << 30
+	for _, size := range []int{300, 277_000} {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			var ids int
+			for range b.N {
+				b.StopTimer()
+				o := Options{Dir: b.TempDir(), Cursors: []string{"c"}}
+				buf, err := Open(b.Context(), o)
+				if err != nil {
+					b.Fatal(err)
+				}
+				outcomes := newOutcomes(total / size)
+				e := entry(0, size)
+				for n := range total / size {
+					e.ChunkID = strconv.AppendInt(nil, int64(n), 10)
+					if err := buf.Append(b.Context(), e, outcomes); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := outcomes.wait(); err != nil {
+					b.Fatal(err)
+				}
+				if err := buf.Close(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				names, err := osFS{}.ReadDir(o.Dir)
+				for _, name := range names {
+					if strings.HasPrefix(name, idPrefix) && err == nil {
+						err = os.Remove(filepath.Join(o.Dir, name))
+					}
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+				if buf, err = Open(b.Context(), o); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				ids = buf.Stats().IDs
+				if want := min(total/size, DefaultDedupeWindow); ids != want {
+					b.Fatalf("%d ids, want %d", ids, want)
+				}
+				if err := buf.Close(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.SetBytes(total)
+			b.ReportMetric(float64(ids), "ids")
+		})
+	}
+}
+
+// outcomes counts those of n entries.
+type outcomes struct {
+	left atomic.Int64
+	done chan error
+}
+
+func newOutcomes(n int) *outcomes {
+	o := &outcomes{done: make(chan error, 1)}
+	o.left.Store(int64(n))
+	return o
+}
+
+func (o *outcomes) Done(err error) {
+	if o.left.Add(-1) == 0 || err != nil {
+		select {
+		case o.done <- err:
+		default:
+		}
+	}
+}
+
+func (o *outcomes) wait() error { return <-o.done }
