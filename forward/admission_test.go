@@ -39,7 +39,7 @@ func listenPatiently(t *testing.T) *patientListener {
 			}
 			select {
 			case l.incoming <- c:
-			case <-time.After(20 * time.Second):
+			case <-time.After(patience):
 				panic("nobody accepts")
 			}
 		}

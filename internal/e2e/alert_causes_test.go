@@ -18,6 +18,7 @@ import (
 
 	"weir/internal/alert"
 	"weir/internal/queue"
+	"weir/netopt"
 )
 
 // causes drives one weir through the causes of alerts and checks that those are
@@ -121,6 +122,16 @@ func causeAcceptQueue(t *testing.T) {
 			}
 			conn.Close()
 		}
+		// A sender is connected a moment before the listener has the connection.
+		waitFor(t, patience, func() error {
+			return ns.Do(func() error {
+				all, err := netopt.ListenSockets()
+				if err == nil && !slices.ContainsFunc(all, func(s netopt.ListenSocket) bool { return s.Depth == n }) {
+					err = fmt.Errorf("%+v, want %d in a queue", all, n)
+				}
+				return err
+			})
+		})
 	}
 	burst(100)
 	waitFor(t, patience, func() error {
