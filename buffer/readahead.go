@@ -41,11 +41,14 @@ func (c *Cursor) readAhead(batch *Batch, maxBytes int) {
 		batch, err := c.read(idle, s, maxBytes, false)
 		c.b.mu.Lock()
 		c.aheadBytes = int64(cap(idle.arena))
-		c.b.mu.Unlock()
 		if err == nil {
 			batch.ahead = true
 			f.batch = batch
+			if !batch.disk { // lent
+				c.aheadBytes += batch.Bytes
+			}
 		}
+		c.b.mu.Unlock()
 	}()
 }
 
@@ -87,8 +90,9 @@ func (c *Cursor) take(s span, maxBytes int) (*Batch, error) {
 	f := c.fetch
 	c.fetch = nil
 	if f != nil && f.batch != nil && f.s.from == s.from && f.maxBytes == maxBytes {
-		c.space = 1 - c.space
 		c.b.mu.Lock()
+		c.aheadBytes = int64(cap(c.spaces[c.space].arena))
+		c.space = 1 - c.space
 		c.b.stats.readAheads++
 		c.b.mu.Unlock()
 		return f.batch, nil
