@@ -42,8 +42,22 @@ func measure(b *testing.B, size int, f func()) cost {
 	return c
 }
 
+// latencies are how long operations took.
+type latencies []time.Duration
+
+func (l *latencies) since(start time.Time) { *l = append(*l, time.Since(start)) }
+
+// report reports the median and the 99th percentile.
+func (l latencies) report(b *testing.B) {
+	slices.Sort(l)
+	for _, q := range []int{50, 99} {
+		b.ReportMetric(float64(l[(len(l)-1)*q/100].Nanoseconds())/1e3, fmt.Sprintf("p%d-µs", q))
+	}
+}
+
 // BenchmarkCommit is entries of 4 KiB, 64 KiB and 1 MiB, each of 1, 16 or 256
-// appenders waiting for its own to be durable, while a cursor empties the buffer.
+// appenders waiting for its own to be durable, while a cursor empties the buffer:
+// ns/op is for all of them together, p50-µs and p99-µs what one of them waits.
 // Beside it, one writer that makes each write durable before the next: plain
 // appends to a file through the page cache; allocated writes by O_DIRECT to files
 // that fallocate(2) has made, each block once; direct overwrites a file that was
@@ -59,16 +73,20 @@ func BenchmarkCommit(b *testing.B) {
 			}
 			defer f.Close()
 			p := make([]byte, size)
+			var took latencies
 			plain = measure(b, size, func() {
 				for range b.N {
+					start := time.Now()
 					if _, err := f.Write(p); err != nil {
 						b.Fatal(err)
 					}
 					if err := unix.Fdatasync(int(f.Fd())); err != nil {
 						b.Fatal(err)
 					}
+					took.since(start)
 				}
 			})
+			took.report(b)
 		})
 		// The same writes into a file whose blocks are only allocated, and into one that
 		// was written before, as a chunk's is from its second use on.
@@ -118,8 +136,11 @@ func benchmarkDirect(b *testing.B, size int, prepare func(f File, length int64) 
 		}
 	}
 	p := [][]byte{alignedMemory(int64(size))}
+	var took latencies
+	defer func() { took.report(b) }()
 	return measure(b, size, func() {
 		for n := range b.N {
+			start := time.Now()
 			off := int64(n) * int64(size)
 			f := files[off/length]
 			if err := f.WriteBlocks(p, off%length); err != nil {
@@ -128,6 +149,7 @@ func benchmarkDirect(b *testing.B, size int, prepare func(f File, length int64) 
 			if err := f.Datasync(); err != nil {
 				b.Fatal(err)
 			}
+			took.since(start)
 		}
 	})
 }
@@ -237,16 +259,26 @@ func benchmarkBuffer(b *testing.B, size, writers int) cost {
 	reader.Go(func() { empty(ctx, b, buf.cursors[0]) })
 	e := entry(1, size)
 	e.ChunkID = nil
+	var mu sync.Mutex
+	var all latencies
+	defer func() { all.report(b) }()
 	return measure(b, size, func() {
 		var wg sync.WaitGroup
 		for w := range writers {
 			wg.Go(func() {
+				var took latencies
+				defer func() {
+					mu.Lock()
+					defer mu.Unlock()
+					all = append(all, took...)
+				}()
 				o := newOutcome()
 				each := b.N / writers
 				if w < b.N%writers {
 					each++
 				}
 				for range each {
+					start := time.Now()
 					if err := buf.Append(context.Background(), e, o); err != nil {
 						b.Error(err)
 						return
@@ -255,6 +287,7 @@ func benchmarkBuffer(b *testing.B, size, writers int) cost {
 						b.Error(err)
 						return
 					}
+					took.since(start)
 				}
 			})
 		}

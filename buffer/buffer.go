@@ -78,7 +78,9 @@ type Options struct {
 	// DedupeWindow is of how many of the newest entries with a chunk id the ids are
 	// remembered, DedupeAge for how long: an entry with the tag and id of one of
 	// them is not stored again. 0 for DefaultDedupeWindow and DefaultDedupeAge; a
-	// negative window remembers none. An id takes 29 bytes of memory.
+	// negative window remembers none. An id takes 29 bytes of
+	// memory when the default window is full, up to 36 with others, and up to twice
+	// that while one fills.
 	DedupeWindow int
 	DedupeAge    time.Duration
 	// Cursors names the readers; what all of them have passed is deleted. There

@@ -45,7 +45,8 @@ type stamped struct {
 // idTable is the ids of the window: a ring in the order of their commits, and an
 // open-addressed index into it with linear probing, at most half full. For each id
 // of the window that is 20 bytes and, rounded to a power of two, 8 to 16 of
-// index: 29 at the default of a million.
+// index: 29 at the default of a million. Before the window is full it has room for
+// at most twice as many ids as there are.
 type idTable struct {
 	window int
 	age    time.Duration
