@@ -90,7 +90,7 @@ func (b *lobby) dial() *net.TCPConn {
 // await waits until the lobby is as it should be.
 func (b *lobby) await(what string, is func() bool) {
 	b.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		b.mu.Lock()
 		ok := is()
 		state := fmt.Sprintf("%d arrived, %d left, %d returned", len(b.arrived), len(b.left), len(b.returned))
@@ -172,7 +172,7 @@ func TestSpeakingRefused(t *testing.T) {
 	b.refuse = true
 	b.mu.Unlock()
 	c := b.dial()
-	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.SetReadDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read: %v", err)
 	}
