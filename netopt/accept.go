@@ -110,7 +110,7 @@ func (l *Listener) another() (more bool) {
 
 // dismissAll makes all guests connections like any other.
 func (l *Listener) dismissAll() {
-	later := time.Now().Add(patience)
+	later := time.Now().Add(l.lobby.patience)
 	if l.readyRaw.Control(func(ep uintptr) { l.lobby.sweep(int(ep), later) }) != nil {
 		l.lobby.sweep(-1, later) // closed, and the epoll set is gone
 	}

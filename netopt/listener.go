@@ -105,7 +105,7 @@ func newListener(fd int, path string, asked int) (*Listener, error) {
 // makeReady makes the epoll set. Edges are enough, since step accepts all that is
 // queued at each.
 func (l *Listener) makeReady() error {
-	l.lobby.step, l.lobby.socket, l.lobby.timer = l.step, l.fd, -1
+	l.lobby.step, l.lobby.socket, l.lobby.timer, l.lobby.patience = l.step, l.fd, -1, patience
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("epoll_create1", err)

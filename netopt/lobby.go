@@ -32,19 +32,20 @@ type lobby struct {
 	arrive func(remote net.Addr) (guest any, ok bool)
 	leave  func(guest any)
 
-	queued  int // in the accept queue for certain
-	events  [64]unix.EpollEvent
-	next, n int              // events[next:n] are not handled yet
-	waiting map[int32]*guest // by descriptor
-	fresh   []*guest         // those of waiting that are not in the epoll set
-	ready   []*guest         // to be returned; not in waiting any more
-	last    time.Time        // when the last one came
-	round   int              // how many came since the last wait
-	swept   time.Time        // when those without patience were last looked for
-	timer   int              // timerfd in the epoll set, -1 if there is none
-	timed   time.Duration    // for how long it was set, 0 if it does not run
-	waits   bool             // step has ended with nothing to do
-	errno   syscall.Errno    // of accept4, which is not called again in this step
+	queued   int // in the accept queue for certain
+	events   [64]unix.EpollEvent
+	next, n  int              // events[next:n] are not handled yet
+	waiting  map[int32]*guest // by descriptor
+	fresh    []*guest         // those of waiting that are not in the epoll set
+	ready    []*guest         // to be returned; not in waiting any more
+	last     time.Time        // when the last one came
+	round    int              // how many came since the last wait
+	swept    time.Time        // when those without patience were last looked for
+	patience time.Duration
+	timer    int           // timerfd in the epoll set, -1 if there is none
+	timed    time.Duration // for how long it was set, 0 if it does not run
+	waits    bool          // step has ended with nothing to do
+	errno    syscall.Errno // of accept4, which is not called again in this step
 }
 
 // guest is a connection in the lobby.
@@ -95,9 +96,9 @@ func (l *Listener) step(ep uintptr) bool {
 				return true
 			}
 			b.lookAtFresh(int(ep))
-			if now := time.Now(); len(b.waiting) > 0 && now.Sub(b.swept) > patience {
+			if now := time.Now(); len(b.waiting) > 0 && now.Sub(b.swept) > b.patience {
 				b.swept = now
-				b.sweep(int(ep), now.Add(-patience))
+				b.sweep(int(ep), now.Add(-b.patience))
 			}
 			if len(b.ready) == 0 {
 				b.round = 0
@@ -217,8 +218,8 @@ func (b *lobby) setTimer() {
 		after = moderation
 	case b.timed == moderation && len(b.waiting) == 0:
 		// It stops.
-	case b.timed != patience && len(b.waiting) > 0:
-		after = patience
+	case b.timed != b.patience && len(b.waiting) > 0:
+		after = b.patience
 	default: // it may run out in vain; that is cheaper than to set it for each guest
 		return
 	}

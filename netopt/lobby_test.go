@@ -27,8 +27,12 @@ type lobby struct {
 	ended    chan struct{}
 }
 
-func openLobby(t *testing.T) *lobby {
+// openLobby is one that holds connections for so long, or, with 0, as it does by itself.
+func openLobby(t *testing.T, hold time.Duration) *lobby {
 	b := &lobby{t: t, l: listen(t, "tcp", "127.0.0.1:0", netopt.Config{}), arrived: map[string]int{}, left: map[int]bool{}, returned: map[int]net.Conn{}, ended: make(chan struct{})}
+	if hold > 0 {
+		b.l.SetPatience(hold)
+	}
 	go func() {
 		defer close(b.ended)
 		for {
@@ -121,9 +125,9 @@ func (b *lobby) conn(c net.Conn) (conn net.Conn) {
 
 // TestSpeaking: who sends something is returned, who closes before that is not.
 func TestSpeaking(t *testing.T) {
-	b := openLobby(t)
-	closes, resets, speaks, both, silent := b.dial(), b.dial(), b.dial(), b.dial(), b.dial()
-	for _, c := range []net.Conn{closes, resets, speaks, both, silent} {
+	b := openLobby(t, 2*patience)
+	closes, resets, speaks, both := b.dial(), b.dial(), b.dial(), b.dial()
+	for _, c := range []net.Conn{closes, resets, speaks, both} {
 		b.guest(c)
 	}
 	b.mu.Lock()
@@ -151,23 +155,29 @@ func TestSpeaking(t *testing.T) {
 			t.Errorf("read %q, %v", p, err)
 		}
 	}
-	// It waits like any other connection, and has lost nothing.
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.left) != 2 || len(b.returned) != 2 {
+		t.Errorf("%d left and %d returned of 4", len(b.left), len(b.returned))
+	}
+}
+
+// TestSpeakingPatience: who says nothing for long waits like any other connection,
+// and has lost nothing.
+func TestSpeakingPatience(t *testing.T) {
+	b := openLobby(t, 0)
+	silent := b.dial()
 	conn := b.conn(silent)
 	silent.Write([]byte("late"))
 	p := make([]byte, 4)
 	if _, err := io.ReadFull(conn, p); err != nil || string(p) != "late" {
 		t.Errorf("read %q, %v", p, err)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.left) != 2 || len(b.returned) != 3 {
-		t.Errorf("%d left and %d returned of 5", len(b.left), len(b.returned))
-	}
 }
 
 // TestSpeakingRefused: the client of a connection that is refused sees its end.
 func TestSpeakingRefused(t *testing.T) {
-	b := openLobby(t)
+	b := openLobby(t, 2*patience)
 	b.mu.Lock()
 	b.refuse = true
 	b.mu.Unlock()
@@ -183,7 +193,7 @@ func TestSpeakingRefused(t *testing.T) {
 func TestSpeakingDense(t *testing.T) {
 	const n = 600
 	before := descriptors(t)
-	b := openLobby(t)
+	b := openLobby(t, 2*patience)
 	var all []*net.TCPConn
 	for i := range n {
 		c := b.dial()
@@ -242,7 +252,7 @@ func TestSpeakingEnds(t *testing.T) {
 		"pause":    func(l *netopt.Listener) error { l.Pause(); return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := openLobby(t)
+			b := openLobby(t, 2*patience)
 			var all []net.Conn
 			for range 20 {
 				c := b.dial()
