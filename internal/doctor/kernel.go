@@ -262,8 +262,13 @@ func softnet(v *view) ([]Finding, error) {
 	}
 	switch {
 	case dropped > 0:
-		limit, _ := v.sysctl("net.core.netdev_max_backlog")
-		return finding(Warning, "/proc/net/softnet_stat", fmt.Sprintf("%d of %d packets dropped since boot, net.core.netdev_max_backlog is %d", dropped, processed, limit),
+		// A network namespace may not have it.
+		limit, err := v.sysctl("net.core.netdev_max_backlog")
+		found := fmt.Sprintf("%d of %d packets dropped since boot", dropped, processed)
+		if err == nil {
+			found += fmt.Sprintf(", net.core.netdev_max_backlog is %d", limit)
+		}
+		return finding(Warning, "/proc/net/softnet_stat", found,
 			"packets came faster than the CPUs took them from the queue: SYNs, heartbeats and data among them", fmt.Sprintf("sysctl -w net.core.netdev_max_backlog=%d, and spread interrupts (RSS, RPS)", max(4*limit, 4000))), nil
 	case float64(squeezed) > squeezedPart*float64(processed):
 		return finding(Note, "/proc/net/softnet_stat", fmt.Sprintf("the receive softirq ran out of its budget %d times for %d packets", squeezed, processed), "packets waited, none was dropped", "sysctl -w net.core.netdev_budget=600"), nil
