@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -244,6 +245,35 @@ func TestFleetStormBurst(t *testing.T) {
 	o.Storm, o.Burst = 0, 100
 	if rep := mustRun(t, o); rep.Connections != 100 || rep.Connect.Count != 100 {
 		t.Errorf("burst: %+v", rep)
+	}
+}
+
+// TestReceiverGoes: a run ends in time, with an error, although its receiver has gone
+// for good.
+func TestReceiverGoes(t *testing.T) {
+	for _, senders := range []int{0, 3} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken := make(chan error, 1)
+		go func() {
+			c, err := l.Accept()
+			taken <- errors.Join(err, l.Close(), c.Close())
+		}()
+		o := options(l.Addr().String(), "packed")
+		o.Senders, o.Flush, o.Heartbeat, o.Count, o.Connections, o.Duration, o.AckTimeout = senders, 50*time.Millisecond, "none", 0, 1, 300*time.Millisecond, 500*time.Millisecond
+		begin := time.Now()
+		rep, err := Run(t.Context(), o)
+		if err == nil {
+			t.Errorf("%d senders: no error: %+v", senders, rep)
+		}
+		if took := time.Since(begin); took > time.Minute {
+			t.Errorf("%d senders: it took %v", senders, took)
+		}
+		if err := <-taken; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

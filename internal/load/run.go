@@ -96,7 +96,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.Progress != nil {
 		progress.Go(r.progress)
 	}
-	err = r.generate(ctx, work)
+	sending, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	progress.Go(func() { r.boundWait(work, giveUp) })
+	err = r.generate(sending, work)
 	took := time.Since(r.start)
 	close(r.stopped)
 	progress.Wait()
@@ -118,6 +121,23 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		}
 	}
 	return rep, rep.problem()
+}
+
+// boundWait gives up what is not acked in time after the last chunk was sent: a
+// receiver that has gone would else be waited for without an end.
+func (r *run) boundWait(work context.Context, giveUp func()) {
+	select {
+	case <-work.Done():
+	case <-r.stopped:
+		return
+	}
+	t := time.NewTimer(r.o.AckTimeout)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		giveUp()
+	case <-r.stopped:
+	}
 }
 
 // generate runs the load's shape to its end.
