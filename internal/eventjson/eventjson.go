@@ -171,11 +171,26 @@ func appendMap(dst, src []byte, i, n, depth int) ([]byte, int, error) {
 			return dst, i, err
 		}
 		dst = append(dst, ':')
-		if dst, i, err = appendValue(dst, src, i, depth-1); err != nil {
+		if from, end := shortText(src, i); end <= len(src) {
+			dst, i = AppendString(dst, src[from:end]), end
+		} else if dst, i, err = appendValue(dst, src, i, depth-1); err != nil {
 			return dst, i, err
 		}
 	}
 	return append(dst, '}'), i, nil
+}
+
+// shortText is where the text of the fixstr or str 8 at src[i] is; for all else end is
+// beyond src.
+func shortText(src []byte, i int) (from, end int) {
+	if i+1 < len(src) {
+		if c := src[i]; c&0xe0 == 0xa0 {
+			return i + 1, i + 1 + int(c&0x1f)
+		} else if c == 0xd9 {
+			return i + 2, i + 2 + int(src[i+1])
+		}
+	}
+	return 0, len(src) + 1
 }
 
 // appendKey writes a map's key, which JSON wants to be a string.
@@ -183,10 +198,10 @@ func appendKey(dst, src []byte, i, depth int) ([]byte, int, error) {
 	if i >= len(src) {
 		return dst, i, ErrCut
 	}
-	if c := src[i]; c&0xe0 == 0xa0 && int(c&0x1f) < len(src)-i {
-		end := i + 1 + int(c&0x1f)
-		return AppendString(dst, src[i+1:end]), end, nil
-	} else if c&0xe0 == 0xa0 || c >= 0xd9 && c <= 0xdb || c >= 0xc4 && c <= 0xc6 {
+	if from, end := shortText(src, i); end <= len(src) {
+		return AppendString(dst, src[from:end]), end, nil
+	}
+	if c := src[i]; c&0xe0 == 0xa0 || c >= 0xd9 && c <= 0xdb || c >= 0xc4 && c <= 0xc6 {
 		return appendValue(dst, src, i, depth)
 	}
 	start := len(dst)
