@@ -173,12 +173,12 @@ func BenchmarkAppendValue(b *testing.B) {
 	}
 }
 
-// TestStringLengths: strings of each length are written right with any byte in any
-// place, whatever way is taken for that length.
+// TestStringLengths: strings of each length are written right with what needs an
+// escape, or nearly does, in any place, whatever way is taken for that length.
 func TestStringLengths(t *testing.T) {
 	for n := range 41 {
 		for at := range max(n, 1) {
-			for c := range 256 {
+			for _, c := range "\x00\n\x1f !\"#[\\]\x7f\u0080\u00c3\u00ff" {
 				p := []byte(strings.Repeat("abcdefghij", 5)[:n])
 				if n > 0 {
 					p[at] = byte(c)
