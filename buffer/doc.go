@@ -11,8 +11,8 @@
 //     DedupeWindow of them and DedupeAge, is ErrDuplicate and not stored again,
 //     also after a restart and when the first one is delivered. A full
 //     disk does not end that: room for an id is taken before it is acked. Only a log
-//     of ids that cannot be written (EIO) and a crash before it can be again make it
-//     forget those of a chunk.
+//     of ids that cannot be written (EIO) and a crash before it can be again, or an
+//     end while the disk is full, make it forget those of a chunk.
 //   - A commit never rewrites a block that holds earlier data of its chunk: it begins on a
 //     multiple of BlockSize and is padded to one.
 //   - A cursor's position and its output's state are saved as one.

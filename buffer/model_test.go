@@ -30,8 +30,9 @@ type model struct {
 	// skipped is the events of acked entries that a cursor has not been given,
 	// dropped those that earlier runs counted as dropped.
 	skipped, dropped map[string]uint64
-	// late: the last fault kept ids of chunks from being saved, so that a crash may
-	// forget them; forgotten is what one may have. No other resend is stored again.
+	// late: the last fault kept ids of chunks from being saved, so that a crash, or an
+	// end while the disk is full, may forget them; forgotten is what one may have. No
+	// other resend is stored again.
 	late      atomic.Bool
 	forgotten map[int]bool
 	// small: commits do not stay in memory; unreadable: chunks cannot be read.
@@ -219,6 +220,16 @@ func (s *model) check(t *rapid.T) {
 	}
 }
 
+// forget is to be called where what is late is lost.
+func (s *model) forget() {
+	if s.late.Load() {
+		s.seen.late++
+		for _, n := range s.acked {
+			s.forgotten[n] = true
+		}
+	}
+}
+
 // ends is to be called before the buffer is closed or crashes.
 func (s *model) ends() {
 	for _, c := range s.b.cursors {
@@ -304,7 +315,9 @@ func TestModel(t *testing.T) {
 				case s.forgotten[n] && (err == nil || err == errModelFull || noSpace(err) && s.diskFull):
 					s.note(n, err)
 					s.seen.resent++
-					delete(s.forgotten, n)
+					if err == nil {
+						delete(s.forgotten, n)
+					}
 				default:
 					t.Fatalf("entry %d again: %v", n, err)
 				}
@@ -406,6 +419,9 @@ func TestModel(t *testing.T) {
 			"restart": func(t *rapid.T) {
 				s.ends()
 				s.crashed = s.crashed || s.faulted // what could not be cut off comes back
+				if s.diskFull {
+					s.forget()
+				}
 				s.late.Store(false)
 				if err := s.b.Close(context.Background()); err != nil {
 					t.Fatal(err)
@@ -416,12 +432,7 @@ func TestModel(t *testing.T) {
 				how := cut(rapid.IntRange(0, int(cuts)-1).Draw(t, "cut"))
 				seed := rapid.Uint64().Draw(t, "seed")
 				s.ends()
-				if s.late.Load() {
-					s.seen.late++
-					for _, n := range s.acked {
-						s.forgotten[n] = true
-					}
-				}
+				s.forget()
 				s.late.Store(false)
 				if s.diskFull {
 					s.seen.fullCrash++
