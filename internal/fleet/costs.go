@@ -7,10 +7,11 @@ import "time"
 // configuration. Measure them again on another machine with weir load, which
 // reports the CPU of the server whose --pid it is given:
 //
-//   - Connection: weir load --storm 5000 --duration 5s: 62 µs; when many wait at
-//     once, 28 to 33 µs.
+//   - Connection: weir load --storm 5000 --duration 5s: 20 to 30 µs; when many wait
+//     at once, 10 to 23 µs.
 //   - Accept: 4,000 connections queued while weir is stopped (SIGSTOP), then the
-//     time until the queue is empty, by ss -ltn: 19 to 36 µs each.
+//     time until the queue is empty, by ss -ltn: 18 to 36 µs each. The accept loop
+//     also ends those that only connect and close.
 //   - Datagram: 20,000 UDP heartbeats one after the other: 12 to 23 µs.
 //   - Message: weir load --mode message --connections 256: 18 µs for each event,
 //     which is a message here, with its share of commits.
@@ -21,7 +22,7 @@ import "time"
 //     storing alone is 0.84 to 1.1 s of it.
 func MeasuredCosts() Costs {
 	return Costs{
-		Accept: 30 * time.Microsecond, Connection: 62 * time.Microsecond, Datagram: 15 * time.Microsecond,
+		Accept: 30 * time.Microsecond, Connection: 30 * time.Microsecond, Datagram: 15 * time.Microsecond,
 		Message: 18 * time.Microsecond, Commit: 150 * time.Microsecond, Gigabyte: 3600 * time.Millisecond,
 	}
 }

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -45,7 +44,8 @@ func TestAgainstTheKernel(t *testing.T) {
 			l.Pause()
 			// The moments are those of the simulation's senders; how long the stall
 			// is, and when each SYN really went, is measured: the machine is shared.
-			at := f.steady(rand.New(rand.NewPCG(1, 1)), 800*time.Millisecond)
+			const span = 800 * time.Millisecond
+			at := f.steady(rand.New(rand.NewPCG(1, 1)), span)
 			begin := time.Now()
 			var sent []time.Duration
 			var fds []int
@@ -79,7 +79,7 @@ func TestAgainstTheKernel(t *testing.T) {
 			l.Resume()
 			want := accept(sent, 0, stall, 20*time.Microsecond, c.backlog)
 			if stall < every { // no retry was due within it: the prediction is exact
-				f.Stall = stall
+				f.Stall = span // for which they came, however late the last of them was
 				r, err := Simulate(f, Server{Cores: 1, Backlog: c.backlog}, Costs{Accept: 20 * time.Microsecond})
 				if err != nil {
 					return err
@@ -92,7 +92,9 @@ func TestAgainstTheKernel(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				if int(q.Accepted) == len(sent) {
+				// Where some were dropped, the kernel may forget others for ever: with more
+				// than half of the backlog half-open it gives up after few retries.
+				if int(q.Accepted) == len(sent) || c.drops && q.Depth == 0 && int(q.Accepted) > c.backlog {
 					near(t, fmt.Sprintf("peak of the kernel's queue at backlog %d", c.backlog), float64(q.Peak), float64(want.Peak), 0.02)
 					if q.Drops > 0 != c.drops || want.Drops > 0 != c.drops || before.ListenOverflows > 0 != c.drops {
 						t.Errorf("backlog %d: the listener dropped %d, the kernel counted %d before the end, the simulation %+v", c.backlog, q.Drops, before.ListenOverflows, want)
@@ -103,7 +105,7 @@ func TestAgainstTheKernel(t *testing.T) {
 					return nil
 				}
 				if time.Now().After(deadline) {
-					return errors.New("not every connection was accepted in the end")
+					return fmt.Errorf("%d connections, and not every one was accepted in the end: %+v", len(sent), q)
 				}
 				time.Sleep(10 * time.Millisecond)
 			}
