@@ -1,9 +1,11 @@
 package netopt
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 
@@ -23,7 +25,7 @@ const (
 	stateNewSynRecv  = 12
 )
 
-// PortStates counts the connections of a local TCP port by state.
+// PortStates counts the connections of a TCP listener by state.
 type PortStates struct {
 	SynRecv, Established, CloseWait, TimeWait int
 	// The states of connections that weir closes, or closed first.
@@ -50,14 +52,21 @@ const (
 	netlinkRoom = 64 << 10
 )
 
-// dump adds up the connections of a local port in those states.
-func (d *diag) dump(family uint8, port uint16, states uint32, p *PortStates) error {
+// dump adds up the connections of a listener in those states.
+func (d *diag) dump(listener *net.TCPAddr, states uint32, p *PortStates) error {
+	family, at, port := uint8(unix.AF_INET6), listener.IP.To16(), uint16(listener.Port)
+	if v4 := listener.IP.To4(); v4 != nil {
+		family, at = unix.AF_INET, v4
+	}
+	if listener.IP.IsUnspecified() {
+		at = nil // any
+	}
 	req := make([]byte, inetReqLen)
 	req[0], req[1] = family, unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(req[4:], states)
 	binary.BigEndian.PutUint16(req[8:], port) // id.idiag_sport
 	err := d.ask(req, unix.NLM_F_DUMP, func(m []byte) {
-		if len(m) < inetMsgLen || binary.BigEndian.Uint16(m[4:]) != port {
+		if len(m) < inetMsgLen || binary.BigEndian.Uint16(m[4:]) != port || !bytes.Equal(m[8:8+len(at)], at) { // id.idiag_src
 			return
 		}
 		switch m[1] {

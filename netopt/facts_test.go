@@ -62,7 +62,7 @@ func TestCookiesAlways(t *testing.T) {
 		}
 		return nil
 	})
-	p, err := kernel.Port(2400)
+	p, err := kernel.States(at2400)
 	q, qerr := l.Queue()
 	if err := errors.Join(err, qerr); err != nil || p.SynRecv != 0 || q.Drops != 0 {
 		t.Errorf("%+v, %+v, %v", p, q, err)

@@ -104,7 +104,7 @@ func TestFullQueueCounters(t *testing.T) {
 				return
 			}
 			// It stays half-open, and its next ACK is one more.
-			if p, err := k.Port(2400); err != nil || p.SynRecv != 1 {
+			if p, err := k.States(at2400); err != nil || p.SynRecv != 1 {
 				t.Errorf("%+v, %v; want one half-open", p, err)
 			}
 			if err := peer.Acknowledge(); err != nil {
@@ -248,7 +248,7 @@ func TestGoneInTheQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() error {
-		p, err := k.Port(2400)
+		p, err := k.States(at2400)
 		w, werr := k.Waiting(l.Addr().(*net.TCPAddr))
 		if err := errors.Join(err, werr); err != nil || p.CloseWait != 1 || w.CloseWait != 1 {
 			return fmt.Errorf("%+v, %+v, %v; want one in CLOSE_WAIT", p, w, err)

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // Kernel reads what the kernel knows of ports and counters of one network
@@ -47,31 +45,25 @@ func (k *Kernel) Close() error {
 	return errors.Join(k.diag.close(), k.counters.Close())
 }
 
-// Port reads the states of a local port by sock_diag(7), with the port as a
-// filter in the kernel; both address families are asked, since a listener of
-// both has its IPv4 connections under IPv6.
-func (k *Kernel) Port(port int) (PortStates, error) {
-	return k.states(port, []uint8{unix.AF_INET, unix.AF_INET6}, statesOfPort)
+// States reads how many connections of a listener are in which state, by sock_diag(7)
+// with its port as a filter in the kernel. Those of another listener on the port, at
+// another address, are not among them. Only the listener's own family is asked: one
+// of both has its IPv4 connections under IPv6.
+func (k *Kernel) States(listener *net.TCPAddr) (PortStates, error) {
+	return k.states(listener, statesOfPort)
 }
 
 // Waiting reads the states alone in which connections wait for something, SYN_RECV
-// and CLOSE_WAIT. It costs a tenth of Port where many connections are established:
-// the kernel passes those by. Only the listener's own family is asked; one of both
-// has its IPv4 connections under IPv6.
+// and CLOSE_WAIT. It costs a tenth of States where many connections are established:
+// the kernel passes those by.
 func (k *Kernel) Waiting(listener *net.TCPAddr) (PortStates, error) {
-	family := uint8(unix.AF_INET6)
-	if listener.IP.To4() != nil {
-		family = unix.AF_INET
-	}
-	return k.states(listener.Port, []uint8{family}, statesWaiting)
+	return k.states(listener, statesWaiting)
 }
 
-func (k *Kernel) states(port int, families []uint8, states uint32) (PortStates, error) {
+func (k *Kernel) states(listener *net.TCPAddr, states uint32) (PortStates, error) {
 	var p PortStates
-	for _, family := range families {
-		if err := k.diag.dump(family, uint16(port), states, &p); err != nil {
-			return PortStates{}, fmt.Errorf("connections of port %d: %w", port, err)
-		}
+	if err := k.diag.dump(listener, states, &p); err != nil {
+		return PortStates{}, fmt.Errorf("connections of %s: %w", listener, err)
 	}
 	return p, nil
 }

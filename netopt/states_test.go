@@ -103,7 +103,7 @@ func TestStatesOfBothFamilies(t *testing.T) {
 		}
 		eventually(t, func() error {
 			w, err := k.Waiting(l.Addr().(*net.TCPAddr))
-			p, perr := k.Port(2400)
+			p, perr := k.States(l.Addr().(*net.TCPAddr))
 			if err := errors.Join(err, perr); err != nil || w.SynRecv != 20 || w.Established != 0 || p.SynRecv != 20 || p.Established != 3 {
 				return fmt.Errorf("%s: %+v, %+v, %v; want 20 half-open and 3 established", c.address, w, p, err)
 			}
@@ -120,6 +120,37 @@ func TestStatesOfBothFamilies(t *testing.T) {
 		if half != 20 {
 			t.Errorf("%s: %d half-open in /proc/net/%s, want 20", c.address, half, c.proc)
 		}
+	}
+}
+
+// TestStatesByAddress: listeners on one port at different addresses have each their
+// own connections.
+func TestStatesByAddress(t *testing.T) {
+	_, do := inNamespace(t, 128)
+	k := kernelIn(t, do)
+	for i, address := range []string{"127.0.0.1:2400", "127.0.0.2:2400", "[::1]:2400"} {
+		var l *netopt.Listener
+		do(func() (err error) {
+			if l, err = netopt.Listen(t.Context(), "tcp", address, netopt.Config{}); err != nil {
+				return err
+			}
+			for range i + 1 {
+				c, err := net.Dial("tcp", address)
+				if err != nil {
+					return err
+				}
+				t.Cleanup(func() { c.Close() })
+			}
+			return nil
+		})
+		defer l.Close()
+		defer func() {
+			p, err := k.States(l.Addr().(*net.TCPAddr))
+			if err != nil || p.Established != i+1 {
+				t.Errorf("%s: %+v, %v; want %d established", address, p, err, i+1)
+			}
+		}()
+		requireDepth(t, l, i+1)
 	}
 }
 
@@ -140,7 +171,7 @@ func TestSocketBytes(t *testing.T) {
 	require := func(what string, is func(p netopt.PortStates) bool) {
 		t.Helper()
 		eventually(t, func() error {
-			if p, err := k.Port(2400); err != nil || !is(p) {
+			if p, err := k.States(at2400); err != nil || !is(p) {
 				return fmt.Errorf("%s: %+v, %v", what, p, err)
 			}
 			return nil
@@ -197,7 +228,7 @@ func TestUnprivileged(t *testing.T) {
 	}
 	eventually(t, func() error {
 		q, err := l.Queue()
-		p, perr := k.Port(2400)
+		p, perr := k.States(at2400)
 		if err := errors.Join(err, perr); err != nil || q.Depth != 1 || q.Capacity != 100 || p.Established != 1 {
 			return fmt.Errorf("%+v, %+v, %v", q, p, err)
 		}

@@ -78,7 +78,7 @@ func TestSynQueueCounters(t *testing.T) {
 func requireSYNs(t *testing.T, l *netopt.Listener, k *netopt.Kernel, halfOpen int, want figures) {
 	t.Helper()
 	eventually(t, func() error {
-		p, err := k.Port(2400)
+		p, err := k.States(at2400)
 		if got := readFigures(t, l, k); err != nil || p.SynRecv != halfOpen || got != want {
 			return fmt.Errorf("%d half-open, want %d; %+v, want %+v; %v", p.SynRecv, halfOpen, got, want, err)
 		}
@@ -176,7 +176,7 @@ func TestHalfOpenExpires(t *testing.T) {
 	setSysctls(t, ns, map[string]int{"net.ipv4.tcp_synack_retries": 1}) // they end after three seconds
 	l, k := paused(t, do, 128), kernelIn(t, do)
 	halfOpen := func() int {
-		p, err := k.Port(2400)
+		p, err := k.States(at2400)
 		if err != nil {
 			t.Fatal(err)
 		}

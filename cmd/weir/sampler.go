@@ -134,7 +134,7 @@ func (s *server) sampleOnce(now time.Time) {
 	sm.sysctls.run(now, sm.readSysctls)
 	sm.walk.run(now, func() {
 		s.eachPort(func(name string, addr *net.TCPAddr) error {
-			p, err := sm.kernel.Port(addr.Port)
+			p, err := sm.kernel.States(addr)
 			if err == nil {
 				sm.setPort(name, portSample{p, now})
 			}

@@ -74,8 +74,8 @@ type Listener struct {
 	LimitedBy string `json:"limited_by,omitempty"`
 	// Mend is the command that raises the limit, or empty.
 	Mend string `json:"mend,omitempty"`
-	// TCPStates counts the connections of its port by state, as the kernel has them;
-	// of several listeners on an address the first one has them all.
+	// TCPStates counts its connections by state, as the kernel has them; of several
+	// listeners on an address the first one has them all.
 	TCPStates map[string]int64 `json:"tcp_connections,omitempty"`
 }
 
