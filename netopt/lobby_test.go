@@ -29,7 +29,11 @@ type lobby struct {
 
 // openLobby is one that holds connections for so long, or, with 0, as it does by itself.
 func openLobby(t *testing.T, hold time.Duration) *lobby {
-	b := &lobby{t: t, l: listen(t, "tcp", "127.0.0.1:0", netopt.Config{}), arrived: map[string]int{}, left: map[int]bool{}, returned: map[int]net.Conn{}, ended: make(chan struct{})}
+	return openLobbyOn(t, listen(t, "tcp", "127.0.0.1:0", netopt.Config{}), hold)
+}
+
+func openLobbyOn(t *testing.T, l *netopt.Listener, hold time.Duration) *lobby {
+	b := &lobby{t: t, l: l, arrived: map[string]int{}, left: map[int]bool{}, returned: map[int]net.Conn{}, ended: make(chan struct{})}
 	if hold > 0 {
 		b.l.SetPatience(hold)
 	}
@@ -277,5 +281,36 @@ func TestSpeakingEnds(t *testing.T) {
 				t.Errorf("ended: %v", b.err)
 			}
 		})
+	}
+}
+
+// TestSpeakingExactPeak: as many as come at once are seen in the queue, also if
+// they are closed before they are accepted.
+func TestSpeakingExactPeak(t *testing.T) {
+	_, do := inNamespace(t, 1024)
+	for k := 1; k <= 201; k += 50 {
+		var l *netopt.Listener
+		do(func() (err error) {
+			l, err = netopt.Listen(t.Context(), "tcp", "127.0.0.1:2400", netopt.Config{})
+			return err
+		})
+		l.Pause()
+		b := openLobbyOn(t, l, 2*patience)
+		var fds []int
+		do(func() (err error) { fds, err = burst(k, 2400); return err })
+		connected(t, fds)
+		closeAll(fds)
+		l.Resume()
+		b.await("leaving", func() bool { return len(b.left) == k })
+		q, err := l.Queue()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q.Peak != k || q.Accepted != uint64(k) {
+			t.Errorf("burst of %d: peak %d, accepted %d", k, q.Peak, q.Accepted)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
