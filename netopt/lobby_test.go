@@ -300,6 +300,18 @@ func TestSpeakingExactPeak(t *testing.T) {
 		do(func() (err error) { fds, err = burst(k, 2400); return err })
 		connected(t, fds)
 		closeAll(fds)
+		// A sender is connected a moment before the listener has the connection; and
+		// Queue would note the depth itself.
+		eventually(t, func() (err error) {
+			do(func() error {
+				var all []netopt.ListenSocket
+				if all, err = netopt.ListenSockets(); err == nil && (len(all) != 1 || all[0].Depth != k) {
+					err = fmt.Errorf("%+v, want %d in the queue", all, k)
+				}
+				return nil
+			})
+			return err
+		})
 		l.Resume()
 		b.await("leaving", func() bool { return len(b.left) == k })
 		q, err := l.Queue()
