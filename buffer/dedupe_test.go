@@ -369,6 +369,39 @@ func TestDedupeLogLost(t *testing.T) {
 	}
 }
 
+// TestDedupeLogBadBlock: ids whose place in the log cannot be written go to
+// another file at once, and a crash forgets none.
+func TestDedupeLogBadBlock(t *testing.T) {
+	for _, op := range []string{"write", "datasync"} {
+		m := newMemFS()
+		o := Options{Dir: "/b", FS: m, ChunkLimit: 5 * BlockSize}
+		b := open(t, o)
+		put(t, b, 0, 6, 100)
+		bad := idFileName("", b.idLog.number)
+		failed := 0
+		m.setFail(func(o, name string) error {
+			if o == op && name == bad {
+				failed++
+				return syscall.EIO
+			}
+			return nil
+		})
+		put(t, b, 6, 30, 100)
+		take(t, b, "out", 0, 30, 100, 1<<20)
+		if failed == 0 || b.lateIDs > 0 {
+			t.Errorf("%d operations failed, ids up to chunk %d not saved", failed, b.lateIDs)
+		}
+		m.mu.Lock()
+		o.FS = m.crash(cutDrop, nil)
+		m.mu.Unlock()
+		closeBuffer(t, b)
+		b = open(t, o)
+		requireDuplicates(t, b, 0, 30)
+		requireEmpty(t, b, "out")
+		closeBuffer(t, b)
+	}
+}
+
 // BenchmarkOpenWithIDs opens a buffer that remembers a million ids.
 func BenchmarkOpenWithIDs(b *testing.B) {
 	o := Options{Dir: b.TempDir(), Cursors: []string{"c"}}

@@ -254,8 +254,11 @@ func (l *idLog) save(seq uint64) error {
 	for _, s := range list {
 		p = le.AppendUint32(append(p, s.id[:]...), s.at)
 	}
-	le.PutUint32(p, crc32.Update(l.crc, castagnoli, p[4:]))
-	if err := l.write(p, l.end); err != nil {
+	err := l.put(p)
+	if err != nil && l.next(len(list)) == nil { // it may be the file's blocks that are bad
+		err = l.put(p)
+	}
+	if err != nil {
 		return fmt.Errorf("save chunk ids: %w", err)
 	}
 	l.end += int64(len(p))
@@ -271,8 +274,11 @@ func (l *idLog) save(seq uint64) error {
 	return l.prune()
 }
 
-func (l *idLog) write(p []byte, off int64) error {
-	if _, err := l.file.WriteAt(p, off); err != nil {
+// put writes a record behind the last one and makes it durable. Its checksum
+// depends on the file.
+func (l *idLog) put(p []byte) error {
+	binary.LittleEndian.PutUint32(p, crc32.Update(l.crc, castagnoli, p[4:]))
+	if _, err := l.file.WriteAt(p, l.end); err != nil {
 		return err
 	}
 	if l.b.opt.Durability != Fsync {
