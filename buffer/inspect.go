@@ -122,7 +122,10 @@ func Inspect(dir string, visit func(Place, *Entry) error) (*Inspection, error) {
 	for i, seq := range seqs {
 		end := int64(unstated)
 		if i < len(seqs)-1 {
-			end = statedEnd(osFS{}, dir, seq, seqs[i+1])
+			var err error
+			if end, err = statedEnd(osFS{}, dir, seq, seqs[i+1]); err != nil {
+				end = unstated // delivered and gone meanwhile, or told when it is its turn
+			}
 		}
 		info, err := inspectChunk(chunkName(dir, seq), i == len(seqs)-1, end, func(p Place, e *Entry) error {
 			for i := range in.Cursors {
@@ -229,7 +232,10 @@ func (s *inspector) run() error {
 		}
 	}
 	foot := *c
-	sealed := readFooter(s.f, &foot, s.size)
+	sealed, err := readFooter(s.f, &foot, s.size)
+	if err != nil {
+		return err
+	}
 	if sealed {
 		c.salt, s.salted = foot.salt, true
 		s.size = foot.end

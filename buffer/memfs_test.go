@@ -31,8 +31,8 @@ type memFS struct {
 	// write that fails has written half of its bytes, or as many as short says.
 	fail  func(op, name string) error
 	short func(n int) int
-	// failRead is asked before each read of a file, without mu.
-	failRead func(name string) error
+	// failRead is asked before each operation that changes nothing, without mu.
+	failRead func(op, name string) error
 	// gone: the directory was removed, with all that was in it.
 	gone bool
 	// after is told of each changing operation that has succeeded; mu is held.
@@ -111,7 +111,23 @@ func (m *memFS) changed() {
 
 func (m *memFS) MkdirAll(string) error { return nil }
 
+// asks begins an operation that changes nothing.
+func (m *memFS) asks(op, name string) error {
+	m.mu.Lock()
+	fail := m.failRead
+	m.mu.Unlock()
+	if fail != nil {
+		if err := fail(op, filepath.Base(name)); err != nil {
+			return &fs.PathError{Op: op, Path: name, Err: err}
+		}
+	}
+	return nil
+}
+
 func (m *memFS) ReadDir(dir string) ([]string, error) {
+	if err := m.asks("readdir", dir); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var names []string
@@ -140,6 +156,9 @@ func (m *memFS) Create(name string, how Access) (File, error) {
 }
 
 func (m *memFS) Open(name string, how Access) (File, error) {
+	if err := m.asks("open", name); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.names[name] == nil {
@@ -197,6 +216,9 @@ func (m *memFS) SyncDir(dir string) error {
 }
 
 func (m *memFS) Lock(name string) (io.Closer, error) {
+	if err := m.asks("lock", name); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.locked[name] {
@@ -312,13 +334,8 @@ type memFile struct {
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
-	f.fs.mu.Lock()
-	fail := f.fs.failRead
-	f.fs.mu.Unlock()
-	if fail != nil {
-		if err := fail(filepath.Base(f.name)); err != nil {
-			return 0, &fs.PathError{Op: "read", Path: f.name, Err: err}
-		}
+	if err := f.fs.asks("read", f.name); err != nil {
+		return 0, err
 	}
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
@@ -472,6 +489,9 @@ func (f *memFile) Truncate(size int64) error {
 }
 
 func (f *memFile) Size() (int64, error) {
+	if err := f.fs.asks("size", f.name); err != nil {
+		return 0, err
+	}
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	return int64(len(f.inode.data)), nil

@@ -391,7 +391,7 @@ func TestModel(t *testing.T) {
 				c := s.cursor(t)
 				s.unreadable.Store(true)
 				s.m.mu.Lock()
-				s.m.failRead = func(name string) error {
+				s.m.failRead = func(_, name string) error {
 					if strings.HasPrefix(name, chunkPrefix) && s.unreadable.Load() {
 						return syscall.EIO
 					}

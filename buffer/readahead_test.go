@@ -21,8 +21,19 @@ func behind(t *testing.T, o Options) *Buffer {
 	return b
 }
 
+// setFailRead makes reads of files ask fail.
 func (m *memFS) setFailRead(fail func(name string) error) {
-	m.set(func() { m.failRead = fail })
+	m.set(func() {
+		m.failRead = nil
+		if fail != nil {
+			m.failRead = func(op, name string) error {
+				if op != "read" {
+					return nil
+				}
+				return fail(name)
+			}
+		}
+	})
 }
 
 // next takes a batch and checks its entries; it returns the number of the one

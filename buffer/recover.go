@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"path/filepath"
 	"slices"
@@ -133,11 +134,20 @@ func (b *Buffer) recoverChunk(seq, next uint64) error {
 		return err
 	}
 	c := &chunk{seq: seq, end: BlockSize, frames: 1, size: size, sealed: !newest}
-	if readFooter(f, c, size) {
+	// What cannot be read now may be a footer, or tell where this chunk ends: without
+	// it, a chunk that was full would be written to again.
+	sealed, err := readFooter(f, c, size)
+	if err != nil {
+		return err
+	}
+	if sealed {
 		b.add(c)
 		return nil
 	}
-	stated := statedEnd(b.fs, b.opt.Dir, seq, next)
+	stated, err := statedEnd(b.fs, b.opt.Dir, seq, next)
+	if err != nil {
+		return err
+	}
 	w := walker{f: f, size: min(size, stated), chunk: c}
 	headerOK, err := w.header()
 	if err == nil {
@@ -193,25 +203,26 @@ func (b *Buffer) recoverChunk(seq, next uint64) error {
 // unstated is the end of a chunk of which the next one tells nothing.
 const unstated = math.MaxInt64
 
-// statedEnd is where the commits of a chunk end by the header of the next one.
-func statedEnd(fs FS, dir string, seq, next uint64) int64 {
+// statedEnd is where the commits of a chunk end by the header of the next one. The
+// error is that of reading it.
+func statedEnd(fs FS, dir string, seq, next uint64) (int64, error) {
 	if next == 0 {
-		return unstated
+		return unstated, nil
 	}
 	f, err := fs.Open(chunkName(dir, next), Cached)
 	if err != nil {
-		return unstated // told when it is its turn
+		return 0, err
 	}
 	defer f.Close()
 	var p [frameHead]byte
-	if _, err := f.ReadAt(p[:], 0); err != nil {
-		return unstated
+	if _, err := f.ReadAt(p[:], 0); err != nil && err != io.EOF {
+		return 0, err
 	}
 	head, err := decodeFrame(p[:], next)
 	if err != nil || head.magic != magicHeader || head.events != seq || head.body < BlockSize {
-		return unstated
+		return unstated, nil // told when it is its turn
 	}
-	return head.body
+	return head.body, nil
 }
 
 // setAside deals with a chunk in which there is nothing to read.
@@ -224,23 +235,24 @@ func (b *Buffer) setAside(name string, size int64) error {
 	return b.fs.Rename(name, name+damagedSuffix)
 }
 
-// readFooter fills c from the footer, if the file ends with one of this chunk.
-func readFooter(f File, c *chunk, size int64) bool {
+// readFooter fills c from the footer, if the file ends with one of this chunk. The
+// error is that of reading it.
+func readFooter(f File, c *chunk, size int64) (sealed bool, err error) {
 	if size < 2*BlockSize || size%BlockSize != 0 {
-		return false
+		return false, nil
 	}
 	var p [frameHead]byte
 	if _, err := f.ReadAt(p[:], size-BlockSize); err != nil {
-		return false
+		return false, err
 	}
 	foot, err := decodeFrame(p[:], c.seq)
 	if err != nil || foot.magic != magicFooter || foot.body < BlockSize || foot.body > size-BlockSize || foot.body%BlockSize != 0 {
-		return false
+		return false, nil
 	}
 	c.end, c.frames = foot.body, foot.number
 	c.entries, c.events, c.salt = foot.entries, foot.events, foot.salt
 	c.sealed, c.written = true, foot.written.UnixNano()
-	return true
+	return true, nil
 }
 
 // A walk reads walkWindow at a time while it goes on where the last read ended,

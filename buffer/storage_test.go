@@ -75,6 +75,9 @@ func (c *cutter) deliver(t *testing.T, b *Buffer, name string, size int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if cur.Remaining().Bytes == 0 {
+		t.Fatalf("cursor %s has nothing to deliver: it would wait for ever", name)
+	}
 	batch, err := cur.Next(t.Context(), size)
 	if err != nil {
 		t.Fatal(err)
