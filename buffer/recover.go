@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"path/filepath"
 	"slices"
@@ -134,20 +133,15 @@ func (b *Buffer) recoverChunk(seq, next uint64) error {
 		return err
 	}
 	c := &chunk{seq: seq, end: BlockSize, frames: 1, size: size, sealed: !newest}
-	// What cannot be read now may be a footer, or tell where this chunk ends: without
-	// it, a chunk that was full would be written to again.
-	sealed, err := readFooter(f, c, size)
-	if err != nil {
-		return err
-	}
+	sealed, footErr := readFooter(f, c, size)
 	if sealed {
 		b.add(c)
 		return nil
 	}
-	stated, err := statedEnd(b.fs, b.opt.Dir, seq, next)
-	if err != nil {
-		return err
+	if footErr != nil { // there may be one, so that nothing may be written before it
+		b.log.Error("end of a chunk cannot be read: its commits are looked for from its beginning", zap.String("file", name), zap.Error(footErr))
 	}
+	stated := statedEnd(b.fs, b.opt.Dir, seq, next)
 	w := walker{f: f, size: min(size, stated), chunk: c}
 	headerOK, err := w.header()
 	if err == nil {
@@ -183,7 +177,7 @@ func (b *Buffer) recoverChunk(seq, next uint64) error {
 	if w.tail.magic == magicCommit && newest {
 		b.log.Warn("unfinished commit left out of the newest chunk", zap.String("file", name), zap.Int64("offset", c.end))
 	}
-	resume := newest && !c.damaged && headerOK && c.end < b.chunkLimit
+	resume := newest && footErr == nil && !c.damaged && headerOK && c.end < b.chunkLimit
 	if c.end > size || c.end < size && newest && !resume {
 		// The padding is missing, or the chunk ends here and has no footer.
 		if err := errors.Join(f.Truncate(c.end), f.Datasync()); err != nil {
@@ -203,26 +197,25 @@ func (b *Buffer) recoverChunk(seq, next uint64) error {
 // unstated is the end of a chunk of which the next one tells nothing.
 const unstated = math.MaxInt64
 
-// statedEnd is where the commits of a chunk end by the header of the next one. The
-// error is that of reading it.
-func statedEnd(fs FS, dir string, seq, next uint64) (int64, error) {
+// statedEnd is where the commits of a chunk end by the header of the next one.
+func statedEnd(fs FS, dir string, seq, next uint64) int64 {
 	if next == 0 {
-		return unstated, nil
+		return unstated
 	}
 	f, err := fs.Open(chunkName(dir, next), Cached)
 	if err != nil {
-		return 0, err
+		return unstated // told when it is its turn
 	}
 	defer f.Close()
 	var p [frameHead]byte
-	if _, err := f.ReadAt(p[:], 0); err != nil && err != io.EOF {
-		return 0, err
+	if _, err := f.ReadAt(p[:], 0); err != nil {
+		return unstated
 	}
 	head, err := decodeFrame(p[:], next)
 	if err != nil || head.magic != magicHeader || head.events != seq || head.body < BlockSize {
-		return unstated, nil // told when it is its turn
+		return unstated
 	}
-	return head.body, nil
+	return head.body
 }
 
 // setAside deals with a chunk in which there is nothing to read.
