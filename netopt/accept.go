@@ -25,8 +25,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 // or resets it before it sent anything, it is closed and leave is called instead.
 // Both are called by the goroutine that calls AcceptSpeaking, and must not block.
 //
-// While more than a thousand connections come each second, one of them may be
-// returned up to a millisecond after its first byte. Before AcceptSpeaking fails,
+// While more than a thousand connections come each second that mostly leave, one of
+// them may be returned up to a millisecond after its first byte. Before AcceptSpeaking fails,
 // its calls return the connections that are still held: call it until it does.
 func (l *Listener) AcceptSpeaking(arrive func(remote net.Addr) (guest any, ok bool), leave func(guest any)) (conn net.Conn, guest any, err error) {
 	l.accepting.Lock()

@@ -14,7 +14,9 @@ const (
 	patience = 500 * time.Millisecond
 	// moderation is how long a new connection may wait to be looked at while others
 	// come at least as often. Waking up costs about as much as all else that is done
-	// for a heartbeat; so one that comes to an end is found when the next one comes.
+	// for a heartbeat; so one that comes to an end is found when the next one comes. After
+	// one that has spoken nobody waits: a sender that connects for each message and
+	// waits for its ack would come once in so long.
 	moderation = time.Millisecond
 	// maxFresh bounds how many wait so.
 	maxFresh = 64
@@ -40,6 +42,7 @@ type lobby struct {
 	ready    []*guest         // to be returned; not in waiting any more
 	last     time.Time        // when the last one came
 	round    int              // how many came since the last wait
+	spoke    bool             // the last guest that did anything has spoken, not left
 	swept    time.Time        // when those without patience were last looked for
 	patience time.Duration
 	timer    int           // timerfd in the epoll set, -1 if there is none
@@ -156,9 +159,11 @@ func (l *Listener) take(ep int) {
 	b.round++
 	dense := now.Sub(b.last) < moderation
 	b.last = now
-	if dense {
+	switch {
+	case b.spoke && b.look(ep, g): // as the one before, which may have come just so
+	case dense && !b.spoke:
 		b.fresh = append(b.fresh, g)
-	} else {
+	default:
 		b.poll(ep, g)
 	}
 }
@@ -175,10 +180,12 @@ func (b *lobby) look(ep int, g *guest) bool {
 	n, errno := peek(g.fd)
 	switch {
 	case n > 0:
+		b.spoke = true
 		b.dismiss(ep, g)
 	case errno == unix.EAGAIN || errno == unix.EINTR:
 		return false
 	default: // its end, or a reset
+		b.spoke = false
 		b.forget(g)
 		closeNow(g.fd)
 		if b.leave != nil {
