@@ -116,7 +116,7 @@ func (b *Buffer) Append(ctx context.Context, e *Entry, w Waiter) error {
 	g.waiters = append(g.waiters, w)
 	g.copying++
 	to := segmentWriter{segments: g.segments, pos: at}
-	b.stats.peakPending = max(b.stats.peakPending, b.pending())
+	b.stats.peakPending = max(b.stats.peakPending, b.pendingEntries())
 	b.mu.Unlock()
 
 	// Outside of the lock, so that appenders copy side by side.
@@ -180,6 +180,15 @@ func (b *Buffer) pending() int64 {
 		if g != nil && g.entries > 0 {
 			n += padded(g.size)
 		}
+	}
+	return n
+}
+
+// pendingEntries counts the entries that are not durable yet. b.mu is held.
+func (b *Buffer) pendingEntries() uint64 {
+	n := b.next.entries
+	if b.current != nil {
+		n += b.current.entries
 	}
 	return n
 }

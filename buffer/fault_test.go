@@ -410,6 +410,10 @@ func together(t *testing.T, m *memFS, b *Buffer, first, last, size int) {
 	for n := first + 1; n < last; n++ {
 		add(entry(n, size))
 	}
+	// The first is in the commit under way, the others wait for the next.
+	if s, want := b.Stats(), uint64(last-first); s.PendingEntries != want || s.PeakPendingEntries < want || s.Pending < int64(want)*int64(size) {
+		t.Errorf("%d entries pending, peak %d, %d bytes; want %d", s.PendingEntries, s.PeakPendingEntries, s.Pending, want)
+	}
 	close(hold)
 	for _, o := range outcomes {
 		if err := o.wait(t); err != nil {

@@ -33,7 +33,7 @@ type counters struct {
 	duplicates             uint64
 	diskReads, readAheads  uint64
 	peakBacklog            int64
-	peakPending            int64
+	peakPending            uint64
 	latency                [len(commitBounds) + 1]uint64
 	latencySum             time.Duration
 	failing                error
@@ -59,9 +59,10 @@ type Stats struct {
 	Spares int
 	// Direct: commits pass the page cache by (O_DIRECT).
 	Direct bool
-	// Pending is the bytes taken by Append that are not durable yet.
-	Pending, PeakPending int64
-	PendingEntries       uint64
+	// PendingEntries is how many entries Append has taken that are not durable yet,
+	// of Pending bytes with padding.
+	PendingEntries, PeakPendingEntries uint64
+	Pending                            int64
 	// PendingAge is how long the oldest of them has waited.
 	PendingAge time.Duration
 	// OldestAge is how long the oldest undelivered entry has waited, at most:
@@ -131,7 +132,7 @@ func (b *Buffer) Stats() Stats {
 	s := Stats{
 		Backlog: b.backlog, PeakBacklog: c.peakBacklog, Limit: b.opt.TotalLimit, Chunks: len(b.chunks),
 		Spares: len(b.spares), Direct: b.direct,
-		Pending: b.pending(), PeakPending: c.peakPending,
+		Pending: b.pending(), PendingEntries: b.pendingEntries(), PeakPendingEntries: c.peakPending,
 		Commits: c.commits, FailedCommits: c.failedCommits,
 		Entries: c.entries, Events: c.events, Bytes: c.bytes,
 		FailedEntries: c.failedEntries, DroppedChunks: c.droppedChunks,
@@ -141,7 +142,6 @@ func (b *Buffer) Stats() Stats {
 	}
 	for _, g := range []*group{b.next, b.current} {
 		if g != nil && g.entries > 0 {
-			s.PendingEntries += g.entries
 			s.PendingAge = max(s.PendingAge, time.Since(g.oldest))
 		}
 	}

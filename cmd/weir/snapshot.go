@@ -186,7 +186,7 @@ func addMatch(snap *status.Snapshot, m *match) {
 		note = "storing fails: " + st.Failing.Error()
 	}
 	snap.Queues = append(snap.Queues,
-		queue.Queue{Name: queue.Commit, Instance: name, Unit: queue.UnitBytes, Depth: st.Pending, Peak: st.PeakPending,
+		queue.Queue{Name: queue.Commit, Instance: name, Unit: queue.UnitEntries, Depth: int64(st.PendingEntries), Peak: int64(st.PeakPendingEntries),
 			Dropped: st.FailedEntries, OldestAge: st.PendingAge, Note: note},
 		queue.Queue{Name: queue.Buffer, Instance: name, Unit: queue.UnitBytes, Depth: st.Backlog, Capacity: st.Limit, Peak: st.PeakBacklog,
 			Dropped: droppedEvents(st.Cursors), DroppedBy: droppedBy(st.Cursors), OldestAge: st.OldestAge, Note: cached(m, st)})

@@ -25,7 +25,7 @@ const (
 	Socket Name = "socket"
 	// Memory is the bytes that were read and are not yet committed.
 	Memory Name = "memory"
-	// Commit is the bytes that wait for fdatasync.
+	// Commit is the entries (messages) that wait for fdatasync.
 	Commit Name = "commit"
 	// Buffer is the bytes on disk that some output has not delivered.
 	Buffer Name = "buffer"
@@ -40,6 +40,7 @@ type Unit string
 const (
 	UnitConnections Unit = "connections"
 	UnitBytes       Unit = "bytes"
+	UnitEntries     Unit = "entries"
 )
 
 // Queue is one reading of one queue.

@@ -32,7 +32,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, q := range s.Queues {
 		lv := []string{"queue", string(q.Name), "name", q.Instance}
-		e.gauge("weir_queue_depth", "Present fill of the queue, in its unit (connections or bytes).", float64(q.Depth), lv...)
+		e.gauge("weir_queue_depth", "Present fill of the queue, in its unit (connections, entries or bytes).", float64(q.Depth), lv...)
 		if q.Capacity > 0 {
 			e.gauge("weir_queue_capacity", "Limit of the queue, in its unit.", float64(q.Capacity), lv...)
 		}

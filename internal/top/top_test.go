@@ -40,7 +40,7 @@ func busy() *status.Frame {
 			{Name: queue.Connections, Instance: "forward", Unit: queue.UnitConnections, Depth: 612, Capacity: 65536, Peak: 3004},
 			{Name: queue.Socket, Instance: "0.0.0.0:24224", Unit: queue.UnitBytes, Depth: 0, Peak: 0},
 			{Name: queue.Memory, Instance: "forward", Unit: queue.UnitBytes, Depth: 30 << 20, Capacity: 1 << 30, Peak: 400 << 20},
-			{Name: queue.Commit, Instance: "app.**", Unit: queue.UnitBytes, Depth: 2 << 20, Peak: 5 << 20},
+			{Name: queue.Commit, Instance: "app.**", Unit: queue.UnitEntries, Depth: 12, Peak: 40},
 			{Name: queue.Buffer, Instance: "app.**", Unit: queue.UnitBytes, Depth: 55 << 30, Capacity: 64 << 30, Peak: 56 << 30},
 			{Name: queue.Output, Instance: "evil\x1b[2J\nname", Unit: queue.UnitBytes, Depth: 55 << 30, Peak: 56 << 30},
 		},
