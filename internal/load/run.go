@@ -173,7 +173,12 @@ func (r *run) batch() int {
 	return 1
 }
 
-// holdIdle opens the idle connections and holds them until ctx ends.
+// settling is how long the receiver has to be done with idle connections.
+const settling = 2 * time.Second
+
+// holdIdle opens the idle connections and holds them until ctx ends. It returns
+// when the receiver has had time to take them, so that what they cost when they
+// come is not counted with what is measured beside them.
 func (r *run) holdIdle(ctx context.Context) error {
 	for i := range r.o.Idle {
 		s, err := forward.Dial(ctx, r.target)
@@ -181,6 +186,12 @@ func (r *run) holdIdle(ctx context.Context) error {
 			return fmt.Errorf("idle connection %d: %w", i+1, err)
 		}
 		context.AfterFunc(ctx, func() { s.Close() })
+	}
+	if r.o.Idle > 0 {
+		select {
+		case <-time.After(settling):
+		case <-ctx.Done():
+		}
 	}
 	return nil
 }
