@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"unsafe"
 
+	"github.com/klauspost/compress/gzip"
+	"github.com/vmihailenco/msgpack/v5"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +26,9 @@ const (
 
 // limit copies every connection to a file of its own and parses nothing: what
 // no receiver that stores its input can fall below. way is "cache" for plain
-// writes and "direct" for O_DIRECT into a file that is written over.
+// writes and "direct" for O_DIRECT into a file that is written over. With
+// "decompress" it stores nothing and decompresses every payload once: what no
+// receiver that checks what it acks can fall below.
 func limit(way string, l net.Listener, dir string) error {
 	for n := 0; ; n++ {
 		conn, err := l.Accept()
@@ -34,7 +41,13 @@ func limit(way string, l net.Listener, dir string) error {
 		name := filepath.Join(dir, fmt.Sprintf("copy.%d", n))
 		go func() {
 			defer conn.Close()
-			if err := copyTo(way, conn, name); err != nil {
+			var err error
+			if way == "decompress" {
+				err = decompressAll(conn)
+			} else {
+				err = copyTo(way, conn, name)
+			}
+			if err != nil {
 				fmt.Fprintln(os.Stderr, "limit:", err)
 			}
 		}()
@@ -78,6 +91,45 @@ func copyTo(way string, r io.Reader, name string) error {
 			return nil
 		case readErr != nil:
 			return readErr
+		}
+	}
+}
+
+// decompressAll reads messages of the mode gzip until the end of the stream.
+func decompressAll(r io.Reader) error {
+	d := msgpack.NewDecoder(bufio.NewReaderSize(r, limitBuffer))
+	var payload []byte
+	var src bytes.Reader
+	var text gzip.Reader
+	for buf := make([]byte, 64<<10); ; {
+		n, err := d.DecodeArrayLen()
+		switch {
+		case err == io.EOF || errors.Is(err, unix.ECONNRESET):
+			return nil
+		case err != nil:
+			return err
+		case n != 3:
+			return fmt.Errorf("an array of %d, want [tag, payload, option]", n)
+		}
+		if err := d.Skip(); err != nil {
+			return err
+		}
+		if n, err = d.DecodeBytesLen(); err != nil {
+			return err
+		}
+		payload = slices.Grow(payload[:0], n)[:n]
+		if err := d.ReadFull(payload); err != nil {
+			return err
+		}
+		if err := d.Skip(); err != nil {
+			return err
+		}
+		src.Reset(payload)
+		if err := text.Reset(&src); err != nil {
+			return err
+		}
+		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{&text}, buf); err != nil {
+			return err
 		}
 	}
 }

@@ -5,6 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/vmihailenco/msgpack/v5"
+
+	"weir/internal/load"
 )
 
 func TestLimitCopiesEverything(t *testing.T) {
@@ -22,5 +26,30 @@ func TestLimitCopiesEverything(t *testing.T) {
 		if !bytes.HasPrefix(got, want) {
 			t.Errorf("%s: %d bytes that differ", way, len(got))
 		}
+	}
+}
+
+func TestLimitDecompresses(t *testing.T) {
+	_, packed, err := load.Payload(load.Options{Mode: "gzip", Events: 100, Size: 277, Tag: "t", Tags: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := func(payload []byte) []byte {
+		b, err := msgpack.Marshal([]any{"t", payload, map[string]any{"compressed": "gzip"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	good := message(packed)
+	if err := decompressAll(bytes.NewReader(append(good, good...))); err != nil {
+		t.Error(err)
+	}
+	packed[len(packed)/2] ^= 0x40
+	if decompressAll(bytes.NewReader(append(good, message(packed)...))) == nil {
+		t.Error("a broken payload is taken: it is not decompressed")
+	}
+	if decompressAll(bytes.NewReader(good[:len(good)-1])) == nil {
+		t.Error("half a message is taken")
 	}
 }
