@@ -133,7 +133,8 @@ type Buffer struct {
 	// spares are names of files to use again; sparing counts those on the way.
 	spares  []string
 	sparing int
-	direct  bool // chunks are written and read with O_DIRECT
+	direct  bool   // chunks are written and read with O_DIRECT
+	zeros   []byte // of writeAhead
 
 	recents    recents
 	ids        idTable

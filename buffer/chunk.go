@@ -118,6 +118,7 @@ type chunk struct {
 	entries uint64
 	events  uint64
 	size    int64 // length of its file
+	blank   int64 // of a new file that is not written to its end: where what was never written begins, else 0
 	sealed  bool  // written full: has a footer, or never gets more
 	damaged bool  // has lost data in its middle; kept when delivered
 	written int64 // of one that was recovered: when it was closed or last written to, Unix nanoseconds; 0 if that is not known

@@ -35,6 +35,7 @@ func (b *Buffer) chooseAccess() {
 		return
 	}
 	b.direct = true
+	b.zeros = alignedMemory(zerosAtOnce)
 }
 
 // fileSize is the length of a chunk's file: room for its commits and the footer.
@@ -103,6 +104,9 @@ func (b *Buffer) create(c *chunk, name string) (File, error) {
 	c.size = BlockSize
 	if err = f.Allocate(b.fileSize()); err == nil {
 		c.size = b.fileSize()
+		if b.direct {
+			c.blank = c.end
+		}
 	} else if noSpace(err) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
 		err = f.Truncate(0) // gives back what was taken before it failed
 	}
