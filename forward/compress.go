@@ -9,14 +9,14 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"weir/forward/gunzip"
 )
 
 const (
-	// inflateWindow is the memory that checking a compressed payload takes
-	// beside its decompressor, whatever it decompresses to.
-	inflateWindow = 64 << 10
+	// inflateWindow is how much of a payload is decompressed at a time.
+	inflateWindow = gunzip.MaxPiece
 	// maxZstdWindow bounds the memory that a zstd frame can ask for.
 	maxZstdWindow = 8 << 20
 	// zstdPerCPU is how many zstd payloads are decompressed at once, for each
@@ -40,60 +40,91 @@ func newInflater() inflater {
 
 // window is one pooled decompressor with what belongs to it.
 type window struct {
-	src    bytes.Reader
-	gzip   *gzip.Reader
-	zstd   *zstd.Decoder
 	stream streamScanner
-	buf    [inflateWindow]byte
+	text   text
+	gzip   *gunzip.Reader
+	zstd   *zstdReader
+}
+
+// text is what a payload decompresses to. Next returns more of it, behind the last
+// keep bytes of what it returned before, and io.EOF at the end; see gunzip.Reader.
+type text interface {
+	Next(keep int) ([]byte, error)
+}
+
+// zstdReader is a text.
+type zstdReader struct {
+	src bytes.Reader
+	dec *zstd.Decoder
+	end int // of what was returned last
+	buf [inflateWindow]byte
+}
+
+// Next implements text.
+func (z *zstdReader) Next(keep int) ([]byte, error) {
+	copy(z.buf[:], z.buf[z.end-keep:z.end])
+	n, err := z.dec.Read(z.buf[keep:])
+	z.end = keep + n
+	return z.buf[:z.end], err
 }
 
 // check decompresses payload through the scanner and returns the number of
 // events.
 func (f *inflater) check(payload []byte, c Compression, l parserLimits) (events int, err error) {
-	w, r, err := f.open(payload, c)
+	w, err := f.open(payload, c)
 	if err != nil {
 		return 0, err
 	}
 	defer f.close(w, c)
 	w.stream.reset(l.depth)
-	return w.drain(limited{r: r, from: int64(len(payload)), c: c, l: l}, c)
+	return w.drain(limited{text: w.text, from: int64(len(payload)), c: c, l: l})
 }
 
 // size is how many bytes payload decompresses to; they are read to the end.
 func (f *inflater) size(payload []byte, c Compression, l parserLimits) (n int64, err error) {
-	w, r, err := f.open(payload, c)
+	w, err := f.open(payload, c)
 	if err != nil {
 		return 0, err
 	}
 	defer f.close(w, c)
-	n, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{&limited{r: r, from: int64(len(payload)), c: c, l: l}}, w.buf[:])
-	return n, inflateRefusal(c, err)
+	t := limited{text: w.text, from: int64(len(payload)), c: c, l: l}
+	for err == nil {
+		_, err = t.next(0)
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return t.total, err
 }
 
-// text decompresses a payload of which size has told the length.
-func (f *inflater) text(payload []byte, c Compression, size int) ([]byte, error) {
-	w, r, err := f.open(payload, c)
+// all decompresses a payload of which size has told the length.
+func (f *inflater) all(payload []byte, c Compression, size int) ([]byte, error) {
+	w, err := f.open(payload, c)
 	if err != nil {
 		return nil, err
 	}
 	defer f.close(w, c)
-	p := make([]byte, size)
-	_, err = io.ReadFull(r, p)
-	return p, inflateRefusal(c, err)
+	p := make([]byte, 0, size)
+	for {
+		piece, err := w.text.Next(0)
+		p = append(p, piece...)
+		if err == io.EOF {
+			return p, nil
+		}
+		if err != nil {
+			return nil, inflateRefusal(c, err)
+		}
+	}
 }
 
 // inflateRefusal gives an error of decompressing its reason.
 func inflateRefusal(c Compression, err error) error {
-	var r *Refusal
-	if err == nil || errors.As(err, &r) {
-		return err
-	}
 	return refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
 }
 
-// limited is the decompressed text of a payload, as far as the limits go.
+// limited is a text, as far as the limits go.
 type limited struct {
-	r     io.Reader
+	text  text
 	from  int64 // compressed bytes
 	total int64
 	c     Compression
@@ -103,21 +134,23 @@ type limited struct {
 // ratioFrom is how many bytes any payload may decompress to, whatever its ratio.
 const ratioFrom = 1 << 20
 
-// Read implements io.Reader.
-func (t *limited) Read(p []byte) (int, error) {
-	n, err := t.r.Read(p)
-	t.total += int64(n)
+// next is that of the text; its errors are a *Refusal, or io.EOF.
+func (t *limited) next(keep int) ([]byte, error) {
+	p, err := t.text.Next(keep)
+	t.total += int64(len(p) - keep)
 	switch {
 	case t.total > t.l.inflated:
-		return 0, refuse(ReasonInflated, fmt.Errorf("the %v payload decompresses to more than %d bytes; raise decompression_size_limit, or lower the sender's chunk size", t.c, t.l.inflated))
+		return nil, refuse(ReasonInflated, fmt.Errorf("the %v payload decompresses to more than %d bytes; raise decompression_size_limit, or lower the sender's chunk size", t.c, t.l.inflated))
 	case t.total > ratioFrom && t.total/t.l.ratio > t.from:
-		return 0, refuse(ReasonRatio, fmt.Errorf("the %v payload of %d bytes decompresses to more than %d times as many; raise decompression_ratio_limit", t.c, t.from, t.l.ratio))
+		return nil, refuse(ReasonRatio, fmt.Errorf("the %v payload of %d bytes decompresses to more than %d times as many; raise decompression_ratio_limit", t.c, t.from, t.l.ratio))
+	case err != nil && err != io.EOF:
+		return p, inflateRefusal(t.c, err)
 	}
-	return n, err
+	return p, err
 }
 
-// open returns a pooled window and the decompressed payload.
-func (f *inflater) open(payload []byte, c Compression) (w *window, r io.Reader, err error) {
+// open returns a pooled window with the text of the payload.
+func (f *inflater) open(payload []byte, c Compression) (*window, error) {
 	if c == Zstd {
 		select {
 		case f.slots <- struct{}{}:
@@ -126,39 +159,48 @@ func (f *inflater) open(payload []byte, c Compression) (w *window, r io.Reader, 
 			f.slots <- struct{}{}
 		}
 	}
-	w, _ = f.pool(c).Get().(*window)
+	w, _ := f.pool(c).Get().(*window)
 	if w == nil {
 		w = &window{}
 	}
-	w.src.Reset(payload)
-	switch {
-	case c == Zstd && w.zstd == nil:
-		w.zstd, err = zstd.NewReader(&w.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
-		r = w.zstd
-	case c == Zstd:
-		err = w.zstd.Reset(&w.src)
-		r = w.zstd
-	case w.gzip == nil:
-		w.gzip, err = gzip.NewReader(&w.src)
-		r = w.gzip
-	default:
-		err = w.gzip.Reset(&w.src)
-		r = w.gzip
+	if c != Zstd {
+		if w.gzip == nil {
+			w.gzip = &gunzip.Reader{}
+			w.text = w.gzip
+		}
+		w.gzip.Reset(payload)
+		return w, nil
+	}
+	if w.zstd == nil {
+		w.zstd = &zstdReader{}
+		w.text = w.zstd
+	}
+	z := w.zstd
+	z.src.Reset(payload)
+	z.end = 0
+	var err error
+	if z.dec == nil {
+		z.dec, err = zstd.NewReader(&z.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+	} else {
+		err = z.dec.Reset(&z.src)
 	}
 	if err != nil {
 		f.close(w, c)
-		return nil, nil, refuse(ReasonDecompress, fmt.Errorf("%v payload: %w", c, err))
+		return nil, inflateRefusal(c, err)
 	}
-	return w, r, nil
+	return w, nil
 }
 
 // close takes a window back.
 func (f *inflater) close(w *window, c Compression) {
-	w.src.Reset(nil)
-	f.pool(c).Put(w)
 	if c == Zstd {
+		w.zstd.src.Reset(nil)
+		f.zstd.Put(w)
 		<-f.slots
+		return
 	}
+	w.gzip.Reset(nil)
+	f.gzip.Put(w)
 }
 
 func (f *inflater) pool(c Compression) *sync.Pool {
@@ -168,26 +210,25 @@ func (f *inflater) pool(c Compression) *sync.Pool {
 	return &f.gzip
 }
 
-// drain reads r to its end. The scanner leaves at most a header unconsumed,
-// which is carried to the front of the window.
-func (w *window) drain(r limited, c Compression) (events int, err error) {
+// drain reads a text to its end. The scanner leaves at most a header unconsumed,
+// which is kept for the next piece.
+func (w *window) drain(t limited) (events int, err error) {
 	kept := 0
 	for {
-		n, err := r.Read(w.buf[kept:])
-		have := kept + n
-		used, scanErr := w.stream.scanEvents(w.buf[:have], noLimit)
+		p, err := t.next(kept)
+		used, scanErr := w.stream.scanEvents(p, noLimit)
 		if scanErr != nil {
 			return 0, streamRefusal(scanErr)
 		}
-		kept = copy(w.buf[:], w.buf[used:have])
-		if errors.Is(err, io.EOF) {
+		kept = len(p) - used
+		if err == io.EOF {
 			if kept > 0 || !w.stream.atBoundary() {
 				return 0, refuse(ReasonBroken, errors.New("the decompressed payload ends in the middle of an event"))
 			}
 			return w.stream.events, nil
 		}
 		if err != nil {
-			return 0, inflateRefusal(c, err)
+			return 0, err
 		}
 	}
 }

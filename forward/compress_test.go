@@ -18,7 +18,7 @@ func TestZstdAtOnce(t *testing.T) {
 	payload := zstandard(stream(3))
 	var open []*window
 	for range cap(f.slots) {
-		w, _, err := f.open(payload, Zstd)
+		w, err := f.open(payload, Zstd)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -116,7 +116,7 @@ func (f *inflater) recompress(in *injection, payload []byte, c Compression, rese
 	if err != nil {
 		return nil, err
 	}
-	w, r, err := f.open(payload, c)
+	w, err := f.open(payload, c)
 	if err != nil {
 		return nil, err
 	}
@@ -125,14 +125,14 @@ func (f *inflater) recompress(in *injection, payload []byte, c Compression, rese
 	enough := 0   // bytes with which an event that was cut is tried again
 	reserved := 0 // for pending, and as many for text
 	for eof := false; !eof; {
-		n, err := r.Read(w.buf[:])
-		if need := len(pending) + n; need > max(reserved, len(w.buf)) {
+		p, err := w.text.Next(0)
+		if need := len(pending) + len(p); need > max(reserved, inflateWindow) {
 			if err := reserve(int64(need)*4 - int64(reserved)*2); err != nil { // for twice the length of both
 				return nil, err
 			}
 			reserved = need * 2
 		}
-		pending = append(pending, w.buf[:n]...)
+		pending = append(pending, p...)
 		if eof = err == io.EOF; err != nil && !eof {
 			return nil, fmt.Errorf("%v payload: %w", c, err)
 		}

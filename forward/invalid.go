@@ -259,7 +259,7 @@ func (s *session) salvage(ctx context.Context, m *Message, events []byte, c Comp
 	}
 	m.charged += size * 3
 	if c != Uncompressed {
-		text, err := s.srv.inflater.text(events, c, int(size))
+		text, err := s.srv.inflater.all(events, c, int(size))
 		if err != nil {
 			s.uncharge(m)
 			return err

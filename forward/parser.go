@@ -424,14 +424,14 @@ func parseOption(p []byte) (o option, err error) {
 				bad = refuse(ReasonType, errors.New("the option compressed is not a string"))
 				continue
 			}
-			switch name := string(value[head:]); name {
+			switch string(value[head:]) { // no copy, as long as it gets no name
 			case "text", "":
 			case "gzip":
 				o.compression = Gzip
 			case "zstd":
 				o.compression = Zstd
 			default:
-				bad = refuse(ReasonType, fmt.Errorf("payloads compressed as %.20q are not known; gzip, zstd and text are", name))
+				bad = refuse(ReasonType, fmt.Errorf("payloads compressed as %.20q are not known; gzip, zstd and text are", value[head:]))
 			}
 		}
 	}
