@@ -66,7 +66,7 @@ FLUENTBIT   ?= $(shell command -v fluent-bit)
 # About five minutes on two cores, a good minute more for each of these peers.
 # The other one is a module of its own.
 bench: build ## microbenchmarks, then the end-to-end table of docs/performance.md
-	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|AppendValue|Patch|^BenchmarkFile$$' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/output ./internal/load
+	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|AppendValue|Patch|Gunzip|^BenchmarkFile$$' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/output ./internal/load ./internal/bench
 	cd internal/bench/otel && $(GO) build -o ../../../bin/otel .
 	$(GO) build -o bin/bench ./internal/bench
 	bin/bench -weir bin/weir -otel bin/otel -fluentd '$(FLUENTD)' -fluentbit '$(FLUENTBIT)'

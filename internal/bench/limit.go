@@ -15,6 +15,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/vmihailenco/msgpack/v5"
 	"golang.org/x/sys/unix"
+
+	"weir/forward/gunzip"
 )
 
 // Of the limit programs.
@@ -26,8 +28,8 @@ const (
 
 // limit copies every connection to a file of its own and parses nothing: what
 // no receiver that stores its input can fall below. way is "cache" for plain
-// writes and "direct" for O_DIRECT into a file that is written over. With
-// "decompress" it stores nothing and decompresses every payload once: what no
+// writes and "direct" for O_DIRECT into a file that is written over. With a way of
+// decompressors it stores nothing and decompresses every payload once: what no
 // receiver that checks what it acks can fall below.
 func limit(way string, l net.Listener, dir string) error {
 	for n := 0; ; n++ {
@@ -42,8 +44,8 @@ func limit(way string, l net.Listener, dir string) error {
 		go func() {
 			defer conn.Close()
 			var err error
-			if way == "decompress" {
-				err = decompressAll(conn)
+			if decompress := decompressors[way]; decompress != nil {
+				err = decompressAll(conn, decompress())
 			} else {
 				err = copyTo(way, conn, name)
 			}
@@ -95,13 +97,43 @@ func copyTo(way string, r io.Reader, name string) error {
 	}
 }
 
+// decompressors are the ways to decompress a gzip payload and throw the text away:
+// "library" is klauspost/compress, which whoever has no decoder of his own would use,
+// "own" is weir's.
+var decompressors = map[string]func() func(payload []byte) error{
+	"library": func() func([]byte) error {
+		var src bytes.Reader
+		var text gzip.Reader
+		buf := make([]byte, 64<<10)
+		return func(payload []byte) error {
+			src.Reset(payload)
+			if err := text.Reset(&src); err != nil {
+				return err
+			}
+			_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{&text}, buf)
+			return err
+		}
+	},
+	"own": func() func([]byte) error {
+		var text gunzip.Reader
+		return func(payload []byte) error {
+			text.Reset(payload)
+			for {
+				if _, err := text.Next(0); err == io.EOF {
+					return nil
+				} else if err != nil {
+					return err
+				}
+			}
+		}
+	},
+}
+
 // decompressAll reads messages of the mode gzip until the end of the stream.
-func decompressAll(r io.Reader) error {
+func decompressAll(r io.Reader, decompress func(payload []byte) error) error {
 	d := msgpack.NewDecoder(bufio.NewReaderSize(r, limitBuffer))
 	var payload []byte
-	var src bytes.Reader
-	var text gzip.Reader
-	for buf := make([]byte, 64<<10); ; {
+	for {
 		n, err := d.DecodeArrayLen()
 		switch {
 		case err == io.EOF || errors.Is(err, unix.ECONNRESET):
@@ -124,11 +156,7 @@ func decompressAll(r io.Reader) error {
 		if err := d.Skip(); err != nil {
 			return err
 		}
-		src.Reset(payload)
-		if err := text.Reset(&src); err != nil {
-			return err
-		}
-		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{&text}, buf); err != nil {
+		if err := decompress(payload); err != nil {
 			return err
 		}
 	}
