@@ -323,6 +323,10 @@ func TestRoundTrips(t *testing.T) {
 				if got, err := readAll(t, r, b.Bytes()); err != nil || !bytes.Equal(got, text) {
 					t.Errorf("%T, level %d: %v, %d bytes of %d", w, level, err, len(got), len(text))
 				}
+				r.Reset(b.Bytes())
+				if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, text) {
+					t.Errorf("%T, level %d, as an io.Reader: %v, %d bytes of %d", w, level, err, len(got), len(text))
+				}
 			}
 		}
 	}

@@ -3,7 +3,7 @@ package gunzip
 import "encoding/binary"
 
 // quickInput is how many bytes one turn of quick may read.
-const quickInput = 16
+const quickInput = 24
 
 type step uint8
 
@@ -54,75 +54,73 @@ func (r *Reader) careful() error {
 	return errCut
 }
 
-// quick decodes symbols while there is room for any and while more than quickInput
-// bytes are to come. It leaves the loop's state in registers as far as there are some.
+// quick decodes symbols from in while there is room for any and quickInput bytes are
+// to come, and returns how far it came. Most of the time goes into branches that the
+// processor guesses wrong and into waiting for the next entry: so an entry may be two
+// literals, a match is copied in large pieces whatever its length, and the next entry
+// is looked up before that.
 func (r *Reader) quick(in []byte, pos int) (int, error) {
-	bits, have, out := r.bits, r.have, r.out
+	if pos > len(in)-quickInput {
+		return pos, nil
+	}
 	var err error
+	bits, have, out, w := r.bits, r.have, r.out, &r.window
+	pos, bits, have = fill(in, pos, bits, have)
+	e := r.lit[bits&(1<<litBits-1)]
 	for pos <= len(in)-quickInput && out <= full {
-		bits |= binary.LittleEndian.Uint64(in[pos:]) << (have & 63)
-		pos += int((63 - have) >> 3)
-		have |= 56
-		e := r.lit[bits&(1<<litBits-1)]
+		// 56 bits are enough for three entries of the table, or for two and a length.
 		if e&literal != 0 {
-			binary.LittleEndian.PutUint16(r.window[out:], uint16(e>>8))
+			binary.LittleEndian.PutUint16(w[out:], uint16(e>>8))
 			out += int(e >> countShift & 3)
-			bits >>= e & 63
-			have -= uint(e & 63)
+			bits, have = drop(bits, have, e)
 			e = r.lit[bits&(1<<litBits-1)]
 			if e&literal != 0 {
-				binary.LittleEndian.PutUint16(r.window[out:], uint16(e>>8))
+				binary.LittleEndian.PutUint16(w[out:], uint16(e>>8))
 				out += int(e >> countShift & 3)
-				bits >>= e & 63
-				have -= uint(e & 63)
+				bits, have = drop(bits, have, e)
 				e = r.lit[bits&(1<<litBits-1)]
 				if e&literal != 0 {
-					binary.LittleEndian.PutUint16(r.window[out:], uint16(e>>8))
+					binary.LittleEndian.PutUint16(w[out:], uint16(e>>8))
 					out += int(e >> countShift & 3)
-					bits >>= e & 63
-					have -= uint(e & 63)
+					bits, have = drop(bits, have, e)
+					pos, bits, have = fill(in, pos, bits, have)
+					e = r.lit[bits&(1<<litBits-1)]
 					continue
 				}
 			}
 		}
 		if e&exceptional != 0 {
+			bits, have = drop(bits, have, e)
 			if e&(endOfBlock|invalid) == 0 {
-				bits >>= e & 63
-				have -= uint(e & 63)
 				e = r.lit[uint64(e>>valueShift)+bits&(1<<(e>>kShift&15)-1)]
-				if e&literal != 0 {
-					r.window[out] = byte(e >> 8)
-					out++
-					bits >>= e & 63
-					have -= uint(e & 63)
-					continue
+				if e&(literal|exceptional) != 0 {
+					bits, have = drop(bits, have, e)
 				}
 			}
+			if e&literal != 0 {
+				w[out] = byte(e >> 8)
+				out++
+				pos, bits, have = fill(in, pos, bits, have)
+				e = r.lit[bits&(1<<litBits-1)]
+				continue
+			}
 			if e&endOfBlock != 0 {
-				bits >>= e & 63
-				have -= uint(e & 63)
 				r.step = inBlocks
 				break
 			}
 			if e&invalid != 0 {
-				bits >>= e & 63
-				have -= uint(e & 63)
 				err = errSymbol
 				break
 			}
 		}
 		length := int(e>>valueShift&511) + int(bits>>(e>>kShift&15))&int(e>>maskShift)
-		bits >>= e & 63
-		have -= uint(e & 63)
+		bits, have = drop(bits, have, e)
 		if have < 28 {
-			bits |= binary.LittleEndian.Uint64(in[pos:]) << (have & 63)
-			pos += int((63 - have) >> 3)
-			have |= 56
+			pos, bits, have = fill(in, pos, bits, have)
 		}
 		e = r.dist[bits&(1<<distBits-1)]
 		if e&exceptional != 0 {
-			bits >>= e & 63
-			have -= uint(e & 63)
+			bits, have = drop(bits, have, e)
 			if e&invalid != 0 {
 				err = errSymbol
 				break
@@ -130,28 +128,39 @@ func (r *Reader) quick(in []byte, pos int) (int, error) {
 			e = r.dist[uint64(e>>valueShift)+bits&(1<<(e>>kShift&15)-1)]
 		}
 		distance := int(e>>valueShift) + int(bits&(1<<(e&63)-1)>>(e>>kShift&15))
-		bits >>= e & 63
-		have -= uint(e & 63)
+		bits, have = drop(bits, have, e)
 		if distance > out-r.start {
 			err = errDistance
 			break
 		}
-		if distance < 16 {
+		pos, bits, have = fill(in, pos, bits, have)
+		e = r.lit[bits&(1<<litBits-1)]
+		from := out - distance
+		if distance < 16 || length > 64 {
 			r.overlap(out, distance, length)
-			out += length
-			continue
-		}
-		// Most are short: two pieces without asking cost less than a wrong guess.
-		w, from := &r.window, out-distance
-		copy(w[out:out+16], w[from:from+16])
-		copy(w[out+16:out+32], w[from+16:from+32])
-		for i := 32; i < length; i += 16 {
-			copy(w[out+i:out+i+16], w[from+i:from+i+16])
+		} else {
+			copy(w[out:out+16], w[from:from+16])
+			copy(w[out+16:out+32], w[from+16:from+32])
+			if length > 32 {
+				copy(w[out+32:out+48], w[from+32:from+48])
+				copy(w[out+48:out+64], w[from+48:from+64])
+			}
 		}
 		out += length
 	}
 	r.bits, r.have, r.out = bits&(1<<(have&63)-1), have, out
 	return pos, err
+}
+
+// fill makes at least 56 bits, by reading 8 bytes; what they are beyond have is
+// right, and read once more.
+func fill(in []byte, pos int, bits uint64, have uint) (int, uint64, uint) {
+	return pos + int((63-have)>>3), bits | binary.LittleEndian.Uint64(in[pos:])<<(have&63), have | 56
+}
+
+// drop consumes the bits of an entry.
+func drop(bits uint64, have uint, e uint32) (uint64, uint) {
+	return bits >> (e & 63), have - uint(e&63)
 }
 
 // overlap copies length bytes from distance before at to at; they may overlap. What is

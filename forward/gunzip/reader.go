@@ -47,6 +47,7 @@ type Reader struct {
 	summed int // end of what is in digest and size
 	digest uint32
 	size   uint32
+	rest   []byte // of the text for Read
 	err    error
 
 	lit    [litSize]uint32
@@ -57,7 +58,7 @@ type Reader struct {
 // Reset begins with a payload, which the Reader looks at until it is Reset again.
 func (r *Reader) Reset(payload []byte) {
 	r.in, r.pos, r.bits, r.have = payload, 0, 0, 0
-	r.step, r.out, r.err = inHeader, history, nil
+	r.step, r.out, r.rest, r.err = inHeader, history, nil, nil
 }
 
 // Next decompresses more and returns it, behind the last keep bytes of what it
@@ -80,6 +81,19 @@ func (r *Reader) Next(keep int) ([]byte, error) {
 		return r.window[from-keep : from], r.err
 	}
 	return r.window[from-keep : r.out], nil
+}
+
+// Read implements io.Reader, for those who want the text elsewhere. It goes on from
+// what Next returned last.
+func (r *Reader) Read(p []byte) (n int, err error) {
+	for len(r.rest) == 0 {
+		if r.rest, err = r.Next(0); err != nil {
+			return 0, err
+		}
+	}
+	n = copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
 }
 
 // more goes on to the end of the window or of a member.

@@ -6,11 +6,11 @@ import (
 	"io"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"weir/buffer"
 	"weir/forward"
+	"weir/forward/gunzip"
 )
 
 // windowSize is how much of a compressed payload is decompressed at a time; it
@@ -27,7 +27,7 @@ const maxWindow = 1 << 30
 // is for one goroutine; its memory is used again.
 type eventReader struct {
 	src    bytes.Reader
-	gzip   *gzip.Reader
+	gzip   *gunzip.Reader
 	zstd   *zstd.Decoder
 	window []byte
 	joined []byte // a payload that came in pieces
@@ -98,22 +98,21 @@ func (r *eventReader) join(payload [][]byte) []byte {
 
 // open returns the decompressed payload.
 func (r *eventReader) open(payload []byte, flags buffer.Flags) (io.Reader, error) {
+	if flags&buffer.FlagZstd == 0 {
+		if r.gzip == nil {
+			r.gzip = &gunzip.Reader{}
+		}
+		r.gzip.Reset(payload)
+		return r.gzip, nil
+	}
 	r.src.Reset(payload)
 	var err error
-	if flags&buffer.FlagZstd != 0 {
-		if r.zstd == nil {
-			r.zstd, err = zstd.NewReader(&r.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
-		} else {
-			err = r.zstd.Reset(&r.src)
-		}
-		return r.zstd, err
-	}
-	if r.gzip == nil {
-		r.gzip, err = gzip.NewReader(&r.src)
+	if r.zstd == nil {
+		r.zstd, err = zstd.NewReader(&r.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 	} else {
-		err = r.gzip.Reset(&r.src)
+		err = r.zstd.Reset(&r.src)
 	}
-	return r.gzip, err
+	return r.zstd, err
 }
 
 // walk calls f for the events of p and returns how many bytes they take. Unless
