@@ -218,7 +218,7 @@ func TestWindowEnds(t *testing.T) {
 	for i := range filler {
 		filler[i] = "abcdefgh"[v.IntN(8)]
 	}
-	for _, distance := range []int{1, 7, 8, 15, 16, 17, 31, 32, 33, history - 1, history} {
+	for _, distance := range []int{1, 15, 16, 31, history} {
 		for at := full - history - 280; at <= full-history+10; at++ {
 			w := &bitWriter{}
 			text := append([]byte{}, filler[:at]...)
@@ -309,7 +309,7 @@ func TestRoundTrips(t *testing.T) {
 	}
 	r := &Reader{}
 	for _, text := range [][]byte{nil, []byte("x"), logs[:300], logs, random, make([]byte, 500_000), bytes.Repeat(random[:277], 1000), append(logs, random...)} {
-		for level := stdgzip.HuffmanOnly; level <= stdgzip.BestCompression; level++ {
+		for _, level := range []int{stdgzip.HuffmanOnly, stdgzip.NoCompression, stdgzip.BestSpeed, stdgzip.DefaultCompression, stdgzip.BestCompression} {
 			var b bytes.Buffer
 			std, err1 := stdgzip.NewWriterLevel(&b, level)
 			other, err2 := gzip.NewWriterLevel(&b, level)
@@ -378,12 +378,12 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestFlippedBits: with any bit of a payload wrong, we read what another decompressor
-// reads, and fail where it does.
+// TestFlippedBits: with a bit of a payload wrong, any of a short one, we read what
+// another decompressor reads, and fail where it does.
 func TestFlippedBits(t *testing.T) {
 	j := &judge{}
 	for _, p := range small() {
-		for i := range 8 * len(p) {
+		for i := 0; i < 8*len(p); i += 1 + len(p)/200 {
 			p[i/8] ^= 1 << (i % 8)
 			j.agree(t, p)
 			p[i/8] ^= 1 << (i % 8)
