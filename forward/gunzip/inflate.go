@@ -58,7 +58,7 @@ func (r *Reader) careful() error {
 // to come, and returns how far it came. Most of the time goes into branches that the
 // processor guesses wrong and into waiting for the next entry: so an entry may be two
 // literals, a match is copied in large pieces whatever its length, and the next entry
-// is looked up before that.
+// is looked up as soon as its bits are there, before anything is written or read.
 func (r *Reader) quick(in []byte, pos int) (int, error) {
 	if pos > len(in)-quickInput {
 		return pos, nil
@@ -68,23 +68,26 @@ func (r *Reader) quick(in []byte, pos int) (int, error) {
 	pos, bits, have = fill(in, pos, bits, have)
 	e := r.lit[bits&(1<<litBits-1)]
 	for pos <= len(in)-quickInput && out <= full {
-		// 56 bits are enough for three entries of the table, or for two and a length.
+		// 56 bits are enough for three entries of the table and to look up the next one,
+		// or for two, a length and to look up a distance.
 		if e&literal != 0 {
+			bits, have = drop(bits, have, e)
+			next := r.lit[bits&(1<<litBits-1)]
 			binary.LittleEndian.PutUint16(w[out:], uint16(e>>8))
 			out += int(e >> countShift & 3)
-			bits, have = drop(bits, have, e)
-			e = r.lit[bits&(1<<litBits-1)]
+			e = next
 			if e&literal != 0 {
+				bits, have = drop(bits, have, e)
+				next := r.lit[bits&(1<<litBits-1)]
 				binary.LittleEndian.PutUint16(w[out:], uint16(e>>8))
 				out += int(e >> countShift & 3)
-				bits, have = drop(bits, have, e)
-				e = r.lit[bits&(1<<litBits-1)]
+				e = next
 				if e&literal != 0 {
 					binary.LittleEndian.PutUint16(w[out:], uint16(e>>8))
 					out += int(e >> countShift & 3)
 					bits, have = drop(bits, have, e)
-					pos, bits, have = fill(in, pos, bits, have)
 					e = r.lit[bits&(1<<litBits-1)]
+					pos, bits, have = fill(in, pos, bits, have)
 					continue
 				}
 			}
@@ -115,10 +118,8 @@ func (r *Reader) quick(in []byte, pos int) (int, error) {
 		}
 		length := int(e>>valueShift&511) + int(bits>>(e>>kShift&15))&int(e>>maskShift)
 		bits, have = drop(bits, have, e)
-		if have < 28 {
-			pos, bits, have = fill(in, pos, bits, have)
-		}
 		e = r.dist[bits&(1<<distBits-1)]
+		pos, bits, have = fill(in, pos, bits, have)
 		if e&exceptional != 0 {
 			bits, have = drop(bits, have, e)
 			if e&invalid != 0 {
@@ -133,8 +134,8 @@ func (r *Reader) quick(in []byte, pos int) (int, error) {
 			err = errDistance
 			break
 		}
-		pos, bits, have = fill(in, pos, bits, have)
 		e = r.lit[bits&(1<<litBits-1)]
+		pos, bits, have = fill(in, pos, bits, have)
 		from := out - distance
 		if distance < 16 || length > 64 {
 			r.overlap(out, distance, length)
