@@ -398,6 +398,11 @@ var ackHead = []byte{0x81, 0xa3, 'a', 'c', 'k'}
 
 var errNoAck = errors.New("not {\"ack\": id}")
 
+// heloHead is how the receiver's part of the handshake begins: ["HELO", ...].
+var heloHead = []byte{0x92, 0xa4, 'H', 'E', 'L', 'O'}
+
+var errHelo = errors.New("it is a HELO: the receiver has <security>, a shared key is missing here")
+
 // parseAck reads one ack at the front of p and gives its id and length; both
 // are nil and 0 if p is cut.
 func parseAck(p []byte) (chunk []byte, n int, err error) {
@@ -405,8 +410,11 @@ func parseAck(p []byte) (chunk []byte, n int, err error) {
 		return parseJSONAck(p)
 	}
 	if !bytes.HasPrefix(p, ackHead) {
-		if bytes.HasPrefix(ackHead, p) {
+		if bytes.HasPrefix(ackHead, p) || bytes.HasPrefix(heloHead, p) {
 			return nil, 0, nil
+		}
+		if bytes.HasPrefix(p, heloHead) {
+			return nil, 0, errHelo
 		}
 		return nil, 0, errNoAck
 	}

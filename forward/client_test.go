@@ -92,6 +92,7 @@ func TestReadAck(t *testing.T) {
 		"a number":   {"\x81\xa3ack\x07", nil, nil},
 		"too long":   {"\x81\xa3ack\xdb\xff\xff\xff\xff", nil, nil},
 		"HTTP":       {"HTTP/1.1 400 Bad Request", nil, nil},
+		"HELO":       {"\x92\xa4HELO\x81\xa5nonce\xa1x", nil, errHelo},
 		"JSON error": {`{"error":"no"}`, nil, nil},
 	} {
 		for _, piece := range []int{len(c.answer), 1} {
