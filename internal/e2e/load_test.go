@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -94,5 +96,36 @@ func TestLoadSurvivesKill(t *testing.T) {
 	}
 	if o.rep.Verify.Lost > 0 || o.rep.UnackedChunks > 0 || o.rep.Errors == 0 {
 		t.Errorf("after a kill: %s", text)
+	}
+}
+
+// TestLoadInterrupted: at Ctrl-C the load ends as if its time were up, and reports.
+func TestLoadInterrupted(t *testing.T) {
+	w := start(t, options{})
+	var out, progress bytes.Buffer
+	cmd := exec.Command(binary, "load", w.addr, "--duration", "1h", "--events", "10", "--rate", "5000", "--progress", "--json")
+	cmd.Stdout, cmd.Stderr = &out, &progress
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, patience, func() error {
+		files, err := filepath.Glob(filepath.Join(w.dir, "out", "load*"))
+		if err == nil && len(files) == 0 {
+			err = fmt.Errorf("nothing came")
+		}
+		return err
+	})
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, &progress)
+	}
+	var rep load.Report
+	if err := json.Unmarshal(out.Bytes(), &rep); err != nil {
+		t.Fatalf("%v: %s", err, &out)
+	}
+	if rep.Events == 0 || rep.AckedEvents != rep.Events || rep.UnackedChunks != 0 {
+		t.Errorf("%+v", rep)
 	}
 }

@@ -168,7 +168,7 @@ func TestVerify(t *testing.T) {
 		t.Fatalf("refused chunks were not sent again: %+v", r)
 	}
 
-	id := func(chunk, event int) string { return fmt.Sprintf("%08x%08x%08x%08x", 7, 0, chunk, event) }
+	id := func(chunk, event int) string { return fmt.Sprintf("%08x%016x%08x", 7, chunk, event) }
 	all := func() (lines []string) {
 		for c := range 3 {
 			for e := range 50 {
@@ -187,6 +187,9 @@ func TestVerify(t *testing.T) {
 		{"one repeated", append(all(), all()[3]), 0, 1},
 		{"none", nil, 150, 0},
 		{"other runs", append(all(), strings.Replace(all()[3], "00000007", "00000008", 1)), 0, 0},
+		{"what was never sent", append(all(), `{"id":"`+id(3, 0)+`"}`, `{"id":"`+id(0, 50)+`"}`), 0, 0},
+		{"cut ids", append(all(), `{"id":"`+id(0, 0)[:31]), 0, 0},
+		{"a huge line", []string{strings.Repeat("0000000", 1<<20) + strings.Join(all(), strings.Repeat("x", 100_000))}, 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if err := os.WriteFile(file, []byte(strings.Join(c.lines, "\n")), 0o600); err != nil {
@@ -201,6 +204,9 @@ func TestVerify(t *testing.T) {
 			}
 			if got.Lost != c.lost || got.Repeated != c.repeated || got.Expected != 150 {
 				t.Errorf("got %+v, want %d lost, %d repeated", got, c.lost, c.repeated)
+			}
+			if len(got.LostIDs) != min(int(c.lost), namedIDs) || c.lost > 0 && got.LostIDs[0] != id(0, 0) || c.repeated > 0 && got.RepeatedIDs[0] != id(0, 3) {
+				t.Errorf("named: %+v", got)
 			}
 		})
 	}
@@ -277,22 +283,6 @@ func TestReceiverGoes(t *testing.T) {
 	}
 }
 
-func TestSample(t *testing.T) {
-	s := &sink{}
-	o := options(serve(t, s, forward.Config{}), "packed")
-	o.Sample = []byte("{\"user\":\"anna\",\"n\":3}\nplain text\n\n")
-	mustRun(t, o)
-	for _, want := range []string{"anna", "plain text"} {
-		if n := bytes.Count(s.text.Bytes(), []byte(want)); n != int(o.Count)/2 {
-			t.Errorf("%q is there %d times, want %d", want, n, o.Count/2)
-		}
-	}
-	o.Sample = []byte("\n")
-	if _, err := Run(t.Context(), o); err == nil {
-		t.Error("an empty sample went unnoticed")
-	}
-}
-
 // BenchmarkPatch is what one chunk of 1000 events costs before its write(2).
 func BenchmarkPatch(b *testing.B) {
 	o := options("x:1", "packed")
@@ -301,13 +291,10 @@ func BenchmarkPatch(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	tmpl, err := m.template(1)
-	if err != nil {
-		b.Fatal(err)
-	}
+	tmpl := m.template()
 	b.ReportAllocs()
-	b.SetBytes(int64(tmpl.size))
-	for n := uint32(0); b.Loop(); n++ {
+	b.SetBytes(int64(len(m.shapes[0].msg)))
+	for n := uint64(0); b.Loop(); n++ {
 		if _, err := tmpl.message(1, n, 1, 1700000000); err != nil {
 			b.Fatal(err)
 		}

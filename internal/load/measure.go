@@ -62,6 +62,10 @@ func measure(pid int) (measured, error) {
 			continue
 		}
 		switch n, _ := strconv.ParseInt(f[1], 10, 64); f[0] {
+		case "State:":
+			if f[1] == "Z" { // its numbers are gone, though its parent has not waited for it
+				return m, fmt.Errorf("--pid %d: the process has ended", pid)
+			}
 		case "VmRSS:":
 			m.rss = n << 10
 		case "VmHWM:":

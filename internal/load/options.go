@@ -11,6 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -22,8 +25,12 @@ const (
 	maxWindow      = 1024    // chunks in flight of one connection
 	maxConnections = 1 << 20 // connections or senders
 	maxEvents      = 1 << 20 // events of a chunk
-	minEventSize   = 64      // bytes: the id and its key take 40 of them
+	minEventSize   = 80      // bytes: the id and its key take 40 of them
 	maxEventSize   = 16 << 20
+	maxChunk       = 256 << 20 // bytes of events of a chunk
+	maxMemory      = 4 << 30   // bytes of chunks of all connections
+	maxRate        = 1e9       // a second: the clock counts nanoseconds
+	maxCount       = 1 << 62
 )
 
 // Options say what to send. The zero value of each is no default: the flags of
@@ -37,8 +44,9 @@ type Options struct {
 	Events int
 	// Size in bytes of one event, [time, record] in msgpack.
 	Size int
-	// Sample, if not nil, is text whose lines become the records instead: JSON
-	// objects as they are, other lines as {"message": line}.
+	// Sample, if not nil, is text whose lines become the records instead, in turn:
+	// JSON objects as they are, other lines as {"message": line}. A field "id" makes
+	// room for that of the event.
 	Sample []byte
 	// CompressEach compresses every chunk anew in the modes gzip and zstd, so that
 	// the ids of its events are unique; else one compressed chunk is sent again
@@ -76,6 +84,8 @@ type Options struct {
 	// Duration bounds the run, Count the events; 0 for no bound.
 	Duration time.Duration
 	Count    uint64
+	// Stop, if not nil, ends the run when it is closed, as if Duration were over.
+	Stop <-chan struct{}
 
 	TLS                           *tls.Config
 	SharedKey, Username, Password string
@@ -88,10 +98,10 @@ type Options struct {
 	Verify     []string
 	VerifyWait time.Duration
 
-	// Progress, if not nil, gets a line a second; Rewrite makes it one line that
-	// is written over.
+	// Progress, if not nil, gets a line a second; with Width over 0 it is one line that
+	// is written over, cut to so many columns.
 	Progress io.Writer
-	Rewrite  bool
+	Width    int
 }
 
 // Check returns an error that names the flag for options that make no sense.
@@ -120,21 +130,30 @@ func (o *Options) Check() error {
 			shapes++
 		}
 	}
+	chunk := int64(o.Events) * int64(o.Size)
 	switch {
 	case !known:
 		return fmt.Errorf("--mode %q: must be one of %v", o.Mode, modeNames)
-	case o.Address == "":
-		return errors.New("no address to send to")
 	case shapes > 1:
 		return errors.New("--senders, --storm and --burst exclude each other")
 	case (o.Storm > 0 || o.Burst > 0) && len(o.Verify) > 0:
 		return errors.New("--verify: --storm and --burst send no events")
-	case o.Rate < 0 || o.Storm < 0:
-		return errors.New("--rate, --storm: must not be negative")
-	case o.Burst == 0 && o.Duration <= 0 && (o.Count == 0 || o.Storm > 0):
+	case !(o.Rate >= 0 && o.Rate <= maxRate): // neither is NaN
+		return fmt.Errorf("--rate %v: must be 0 to %.0f", o.Rate, float64(maxRate))
+	case !(o.Storm >= 0 && o.Storm <= maxRate):
+		return fmt.Errorf("--storm %v: must be 0 to %.0f", o.Storm, float64(maxRate))
+	case o.Count > maxCount:
+		return fmt.Errorf("--count %d: must be 0 to %d", o.Count, uint64(maxCount))
+	case o.Storm > 0 && o.Count > 0:
+		return errors.New("--count: --storm sends no events; bound it by --duration")
+	case o.Burst == 0 && o.Duration <= 0 && o.Count == 0:
 		return errors.New("--duration or --count must bound the run")
-	case o.Duration < 0 || o.AckTimeout <= 0 || o.VerifyWait < 0:
-		return errors.New("--duration, --ack-timeout, --verify-wait: must not be negative")
+	case o.Duration < 0 || o.VerifyWait < 0:
+		return errors.New("--duration, --verify-wait: must not be negative")
+	case o.AckTimeout <= 0:
+		return errors.New("--ack-timeout: must be more than 0")
+	case o.PID < 0:
+		return fmt.Errorf("--pid %d: must be the number of a process", o.PID)
 	case o.Senders > 0 && o.Flush <= 0:
 		return errors.New("--flush: must be more than 0")
 	case o.Senders > 0 && o.Rate > 0:
@@ -145,8 +164,41 @@ func (o *Options) Check() error {
 		return errors.New("--verify: add --compress-each, or the events of all chunks have the same ids")
 	case (o.Mode == "message" || o.Mode == "json") && o.Events != 1:
 		return fmt.Errorf("--events %d: a message in mode %s has one event", o.Events, o.Mode)
+	case o.Sample == nil && chunk > maxChunk:
+		return fmt.Errorf("--events %d of --size %d: a chunk of %s; at most %d MiB", o.Events, o.Size, size(float64(chunk)), maxChunk>>20)
+	case o.Sample == nil && o.Senders == 0 && int64(o.Connections)*chunk > maxMemory:
+		return fmt.Errorf("--connections %d: each holds a chunk of %s, together more than %d GiB; give fewer --events or --connections", o.Connections, size(float64(chunk)), maxMemory>>30)
 	case len(o.Tag) == 0 || len(o.Tag) > 1000:
 		return errors.New("--tag: must have 1 to 1000 bytes")
+	}
+	for _, pattern := range o.Verify {
+		if _, err := filepath.Match(pattern, ""); err != nil {
+			return fmt.Errorf("--verify %s: %w", pattern, err)
+		}
+	}
+	return o.checkAddress()
+}
+
+// checkAddress finds an address that cannot be meant, before it is taken for a
+// receiver that does not answer.
+func (o *Options) checkAddress() error {
+	if path, ok := strings.CutPrefix(o.Address, "unix:"); ok {
+		switch {
+		case path == "":
+			return errors.New("address unix: lacks the path of the socket")
+		case o.Burst > 0:
+			return errors.New("--burst: needs HOST:PORT, a unix socket has another queue")
+		case o.Senders > 0 && o.Heartbeat == "udp":
+			return errors.New("--heartbeat udp: needs HOST:PORT, a unix socket has no UDP")
+		}
+		return nil
+	}
+	_, port, err := net.SplitHostPort(o.Address)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil || port == "" {
+		return fmt.Errorf("address %q: must be HOST:PORT, such as 127.0.0.1:24224, or unix:PATH", o.Address)
 	}
 	return nil
 }

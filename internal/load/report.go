@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -20,6 +21,8 @@ type Report struct {
 	ResentChunks    uint64            `json:"resent_chunks"`
 	EventsPerSecond float64           `json:"events_per_second"`
 	BytesPerSecond  float64           `json:"bytes_per_second"`
+	TargetRate      float64           `json:"target_per_second,omitempty"` // of Rate or Storm
+	Overdue         uint64            `json:"overdue"`                     // events, or connections of a storm, that were due and never sent
 	Connections     uint64            `json:"connections"`
 	Errors          uint64            `json:"errors"`
 	LastError       string            `json:"last_error,omitempty"`
@@ -32,6 +35,8 @@ type Report struct {
 	Server          *Server           `json:"server,omitempty"`
 	OwnCPU          float64           `json:"own_cpu_seconds"`
 	Verify          *Verification     `json:"verify,omitempty"`
+
+	acks bool // were asked for
 }
 
 // Percentiles are latencies in milliseconds.
@@ -71,7 +76,12 @@ func (r *run) report(id uint32, took time.Duration, before, after measured) *Rep
 		UnackedChunks: r.inFlight.Load(), ResentChunks: r.resent.Load(), Connections: r.connections.Load(), Errors: r.connErrors.Load(),
 		Heartbeats: r.heartbeats.Load(), HeartbeatsLost: r.heartbeatsLost.Load(), Ack: r.ackLatency.percentiles(),
 		Connect: r.connectLatency.percentiles(), Heartbeat: r.beatWaited.percentiles(), Kernel: map[string]uint64{}, OwnCPU: after.own - before.own}
+	rep.TargetRate, rep.Overdue = max(r.o.Rate, r.o.Storm), r.overdue.Load()
+	if r.o.Rate > 0 {
+		rep.Overdue *= uint64(r.o.Events)
+	}
 	rep.EventsPerSecond, rep.BytesPerSecond = float64(rep.Events)/rep.Seconds, float64(rep.Bytes)/rep.Seconds
+	rep.acks = r.o.Ack
 	if r.lastErr != nil {
 		rep.LastError = r.lastErr.Error()
 	}
@@ -97,21 +107,20 @@ func (r *run) report(id uint32, took time.Duration, before, after measured) *Rep
 func (rep *Report) problem() error {
 	v := rep.Verify
 	switch {
+	case v != nil && v.Files == 0 && v.Expected > 0:
+		return fmt.Errorf("%d events lost, %d repeated: no file matches --verify", v.Lost, v.Repeated)
 	case v != nil && (v.Lost > 0 || v.Repeated > 0):
 		return fmt.Errorf("%d events lost, %d repeated", v.Lost, v.Repeated)
 	case rep.UnackedChunks > 0:
-		return fmt.Errorf("%d chunks were not acked (last error: %s)", rep.UnackedChunks, orNone(rep.LastError))
+		return fmt.Errorf("%d chunks were not acked, the last error: %s", rep.UnackedChunks, cmp.Or(rep.LastError, "no ack came in time"))
+	case rep.HeartbeatsLost > 0:
+		return fmt.Errorf("%d of %d heartbeats lost, the last error: %s", rep.HeartbeatsLost, rep.Heartbeats, rep.LastError)
 	case rep.Errors > 0 && rep.Events == 0:
 		return fmt.Errorf("%d connections failed, the last: %s", rep.Errors, rep.LastError)
+	case rep.Errors > 0 && !rep.acks:
+		return fmt.Errorf("%d connections broke, and what was under way without acks may be lost; the last: %s", rep.Errors, rep.LastError)
 	}
 	return nil
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return s
 }
 
 // WriteText writes the report as a table.
@@ -122,6 +131,11 @@ func (rep *Report) WriteText(w io.Writer) error {
 	if rep.Events > 0 {
 		row("sent", "%d events in %d chunks, %s", rep.Events, rep.Chunks, size(float64(rep.Bytes)))
 		row("rate", "%.0f events/s, %s/s", rep.EventsPerSecond, size(rep.BytesPerSecond))
+	} else if rep.Seconds > 0 && rep.TargetRate > 0 {
+		row("rate", "%.0f connections/s", float64(rep.Connections)/rep.Seconds)
+	}
+	if rep.Overdue > 0 {
+		row("behind", "%d that were due were not sent: %.0f/s were asked for", rep.Overdue, rep.TargetRate)
 	}
 	if rep.Ack != nil || rep.UnackedChunks > 0 {
 		row("acked", "%d events in %d chunks; %d chunks not acked, %d sent again", rep.AckedEvents, rep.AckedChunks, rep.UnackedChunks, rep.ResentChunks)
@@ -158,6 +172,18 @@ func (rep *Report) WriteText(w io.Writer) error {
 	}
 	if v := rep.Verify; v != nil {
 		row("verified", "%d events expected, %d found in %d files: %d lost, %d repeated", v.Expected, v.Found, v.Files, v.Lost, v.Repeated)
+		for _, l := range []struct {
+			name string
+			ids  []string
+			of   uint64
+		}{{"lost", v.LostIDs, v.Lost}, {"repeated", v.RepeatedIDs, v.Repeated}} {
+			for i, id := range l.ids {
+				row(l.name, "%s", id)
+				if more := l.of - uint64(i) - 1; i == len(l.ids)-1 && more > 0 {
+					row("", "and %d more", more)
+				}
+			}
+		}
 	}
 	return t.Flush()
 }
@@ -170,34 +196,4 @@ func size(n float64) string {
 		n /= 1000
 	}
 	return ""
-}
-
-// progress writes a line a second.
-func (r *run) progress() {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	events, at := uint64(0), r.start
-	for {
-		select {
-		case <-r.stopped:
-			if r.o.Rewrite {
-				fmt.Fprint(r.o.Progress, "\r\x1b[K")
-			}
-			return
-		case now := <-tick.C:
-			n := r.sentEvents.Load()
-			p99 := 0.0
-			if p := r.ackLatency.percentiles(); p != nil {
-				p99 = p.P99
-			}
-			line := fmt.Sprintf("%4.0fs  %9.0f events/s  in flight %d  ack p99 %.1f ms  connections %d  errors %d",
-				now.Sub(r.start).Seconds(), float64(n-events)/now.Sub(at).Seconds(), r.inFlight.Load(), p99, r.connections.Load(), r.connErrors.Load())
-			events, at = n, now
-			if r.o.Rewrite {
-				fmt.Fprintf(r.o.Progress, "\r%s\x1b[K", line)
-			} else {
-				fmt.Fprintln(r.o.Progress, line)
-			}
-		}
-	}
 }

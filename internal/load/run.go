@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,12 +25,15 @@ type run struct {
 	left      atomic.Int64 // chunks still to be sent, if Count bounds them
 	connected atomic.Bool  // a connection was made once
 	stopped   chan struct{}
+	workEnded atomic.Int64 // nanoseconds after start; 0 while work goes on
 
 	sentEvents, sentBytes, sentChunks      atomic.Uint64
 	ackedEvents, ackedChunks, resent       atomic.Uint64
+	overdue                                atomic.Uint64 // chunks, or connections of a storm, whose time has passed unsent
 	connections, connErrors                atomic.Uint64
 	heartbeats, heartbeatsLost             atomic.Uint64
 	inFlight                               atomic.Int64
+	missing                                atomic.Uint64 // events that verify looks for
 	ackLatency, connectLatency, beatWaited latency
 
 	mu      sync.Mutex
@@ -56,9 +60,9 @@ const maxLatency = 600_000_000
 
 func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, maxLatency, 3) }
 
-// Run sends the load until its bounds or ctx end it, and reports. An error
-// beside a report says that the load was not taken as it should have been:
-// chunks without an ack, lost or repeated events.
+// Run sends the load until its bounds, o.Stop or ctx end it, and reports. At the end
+// of ctx nothing is waited for. An error beside a report says that the load was not
+// taken as it should have been: chunks without an ack, lost or repeated events.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -72,7 +76,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		target: forward.SenderConfig{Address: o.Address, TLS: o.TLS, SharedKey: o.SharedKey, Username: o.Username, Password: o.Password, Hostname: o.Hostname, Timeout: o.AckTimeout}}
 	r.ackLatency.h, r.connectLatency.h, r.beatWaited.h = newHistogram(), newHistogram(), newHistogram()
 	if o.Count > 0 {
-		r.left.Store(int64((o.Count + uint64(o.Events) - 1) / uint64(o.Events)))
+		r.left.Store(int64((o.Count-1)/uint64(o.Events)) + 1)
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
 	defer r.cancel()
@@ -85,51 +89,92 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	work := ctx // ends when nothing new is sent
+	work, endWork := context.WithCancel(ctx) // ends when nothing new is sent
 	if o.Duration > 0 {
-		var cancel context.CancelFunc
-		work, cancel = context.WithTimeout(ctx, o.Duration)
-		defer cancel()
+		work, endWork = context.WithTimeout(ctx, o.Duration)
 	}
+	defer endWork()
 	r.start = time.Now()
-	var progress sync.WaitGroup
+	var beside sync.WaitGroup
 	if o.Progress != nil {
-		progress.Go(r.progress)
+		beside.Go(r.progress)
 	}
 	sending, giveUp := context.WithCancel(ctx)
 	defer giveUp()
-	progress.Go(func() { r.boundWait(work, giveUp) })
+	beside.Go(func() {
+		select {
+		case <-o.Stop: // nil if there is none
+			endWork()
+		case <-r.stopped:
+		}
+	})
+	beside.Go(func() { r.boundWait(work, giveUp) })
 	err = r.generate(sending, work)
 	took := time.Since(r.start)
-	close(r.stopped)
-	progress.Wait()
+	after, gone := measure(o.PID)
 	if err == nil {
 		err = r.failed
 	}
 	if err != nil {
+		r.end(&beside)
 		return nil, err
 	}
-	after, err := measure(o.PID)
-	if err != nil {
-		return nil, fmt.Errorf("after the load: %w", err)
-	}
 	rep := r.report(id, took, before, after)
+	if gone != nil {
+		rep.Server, gone = nil, fmt.Errorf("after the load: %w", gone)
+	}
 	if len(o.Verify) > 0 {
 		rep.Verify, err = r.verify(ctx)
-		if err != nil {
-			return rep, err
-		}
 	}
-	return rep, rep.problem()
+	r.end(&beside)
+	if err == nil {
+		err = rep.problem()
+	}
+	return rep, errors.Join(gone, err)
+}
+
+// end ends what runs beside the load.
+func (r *run) end(beside *sync.WaitGroup) {
+	close(r.stopped)
+	beside.Wait()
 }
 
 // boundWait gives up what is not acked in time after the last chunk was sent: a
-// receiver that has gone would else be waited for without an end.
+// receiver that has gone would else be waited for without an end. For the same
+// reason it gives up a run that only Count bounds when nothing goes on any more.
 func (r *run) boundWait(work context.Context, giveUp func()) {
-	select {
-	case <-work.Done():
-	case <-r.stopped:
-		return
+	const looks = 8 // in the time that a run without any progress has
+	var stuck <-chan time.Time
+	if r.o.Duration == 0 && r.o.Burst == 0 {
+		tick := time.NewTicker(max(stuckAfter*r.o.AckTimeout/looks, time.Millisecond))
+		defer tick.Stop()
+		stuck = tick.C
+	}
+	progress := func() uint64 {
+		if r.o.Ack {
+			return r.ackedChunks.Load()
+		}
+		return r.sentChunks.Load()
+	}
+	for last, same := progress(), 0; ; {
+		select {
+		case <-stuck:
+			now := progress()
+			if same++; now != last || r.inFlight.Load() == 0 { // nothing may be due
+				last, same = now, 0
+			}
+			if same >= looks {
+				r.note(fmt.Errorf("given up: nothing was taken for %v", stuckAfter*r.o.AckTimeout))
+				giveUp()
+				return
+			}
+			continue
+		case <-work.Done():
+			r.workEnded.Store(int64(time.Since(r.start)))
+		case <-r.stopped:
+			return
+		}
+		break
 	}
 	t := time.NewTimer(r.o.AckTimeout)
 	defer t.Stop()
@@ -140,22 +185,25 @@ func (r *run) boundWait(work context.Context, giveUp func()) {
 	}
 }
 
+// stuckAfter is for how many times AckTimeout nothing may be taken.
+const stuckAfter = 2
+
 // generate runs the load's shape to its end.
 func (r *run) generate(ctx, work context.Context) error {
 	switch {
 	case r.o.Burst > 0:
 		return r.burst(ctx)
 	case r.o.Storm > 0:
-		return r.storm(work)
+		r.storm(ctx, work)
+		return nil
 	case r.o.Senders > 0:
-		return r.fleet(ctx, work)
+		r.fleet(ctx, work)
+		return nil
 	}
 	var senders sync.WaitGroup
 	for i := range r.o.Connections {
-		s, err := r.newSender(uint32(i), r.batch())
-		if err != nil {
-			return err
-		}
+		s := r.newSender(uint32(i), r.batch())
+		s.t = r.maker.template()
 		senders.Go(func() { s.run(ctx, work) })
 	}
 	senders.Wait()
@@ -223,14 +271,28 @@ func (r *run) fail(err error) {
 	r.cancel()
 }
 
+// note counts an error, and keeps the last one.
 func (r *run) note(err error) {
-	if err == nil || errors.Is(err, context.Canceled) {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, net.ErrClosed) { // this side ended it
 		return
 	}
 	r.connErrors.Add(1)
 	r.mu.Lock()
 	r.lastErr = err
 	r.mu.Unlock()
+}
+
+// missed counts what had a time before the end of the work and was never sent, where
+// next is the time of the first such and interval that between two. What was due in
+// the very last interval is no sign of anything.
+func (r *run) missed(next time.Time, interval time.Duration) {
+	end := time.Now()
+	if at := r.workEnded.Load(); at > 0 {
+		end = r.start.Add(time.Duration(at))
+	}
+	if late := end.Sub(next); interval > 0 && late > 0 {
+		r.overdue.Add(uint64(late / interval))
+	}
 }
 
 // sleep waits until t or the end of ctx.

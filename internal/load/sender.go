@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"weir/forward"
@@ -13,74 +14,95 @@ import (
 
 // flight is a chunk that waits for its ack.
 type flight struct {
-	chunk uint32
+	chunk uint64
 	due   time.Time // when it was to be sent: latency counts from here
+	sent  time.Time // the last time it was sent: its ack is late from here
 }
 
 // sender sends chunks, one after the other, over one connection at a time, and
 // sends again what was not acked. One goroutine does all of it: while the
 // window is full, or nothing is due, it reads acks.
 type sender struct {
-	r      *run
-	number uint32
-	t      *template
-	batch  int
-	conn   *forward.Sender
-	next   uint32   // number of the next chunk
-	window []flight // in order
-	again  int      // how many of the window are to be sent again
+	r       *run
+	number  uint32
+	t       *template // a fleet's senders have one while they flush
+	batch   int
+	conn    *forward.Sender
+	unwatch func() bool   // ends what closes conn at the end of its context
+	pause   time.Duration // before the next connection, if the last one ended badly
+	next    uint64        // number of the next chunk
+	window  []flight      // in order
+	again   int           // how many of the window are to be sent again
 }
 
-// newSender makes a sender and enters it into the ledger; its template is made
-// here if batch is not 0.
-func (r *run) newSender(number uint32, batch int) (*sender, error) {
+// Of the pause before a sender connects again.
+const (
+	firstPause = 50 * time.Millisecond
+	maxPause   = time.Second
+)
+
+// newSender makes a sender and enters it into the ledger.
+func (r *run) newSender(number uint32, batch int) *sender {
 	s := &sender{r: r, number: number, batch: batch}
-	if batch > 0 {
-		var err error
-		if s.t, err = r.maker.template(batch); err != nil {
-			return nil, err
-		}
-	}
 	r.mu.Lock()
 	r.ledger[number] = s
 	r.mu.Unlock()
-	return s, nil
+	return s
 }
 
-// connect makes a connection, again and again until ctx ends.
+// connect makes a connection, again and again until ctx ends, which closes it as
+// well: a receiver that neither reads nor answers must not hold the sender.
 func (s *sender) connect(ctx context.Context) bool {
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+	for {
+		if s.pause > 0 && !sleep(ctx, time.Now().Add(s.pause)) {
+			return false
+		}
 		from := time.Now()
 		conn, err := forward.Dial(ctx, s.r.target)
 		if err == nil {
 			s.r.connected.Store(true)
 			s.r.connections.Add(1)
 			s.r.connectLatency.observe(time.Since(from))
-			s.conn = conn
-			s.again = len(s.window)
+			s.conn, s.again = conn, len(s.window)
+			s.unwatch = context.AfterFunc(ctx, func() { conn.Close() })
 			return true
 		}
 		if ctx.Err() != nil {
 			return false
 		}
-		s.r.note(err)
+		s.failed(err)
 		if !s.r.connected.Load() {
-			s.r.fail(fmt.Errorf("%w; does a receiver listen there?", err))
-			return false
-		}
-		if !sleep(ctx, time.Now().Add(wait)) {
+			s.r.fail(hint(err))
 			return false
 		}
 	}
 }
 
-// drop closes the connection.
+// hint adds what to look at to an error of the very first connection.
+func hint(err error) error {
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("%w; does a receiver listen there?", err)
+	}
+	return err
+}
+
+// failed notes an error, and lets the next connection wait, each time longer until
+// something goes well.
+func (s *sender) failed(err error) {
+	s.r.note(err)
+	s.pause = min(max(2*s.pause, firstPause), maxPause)
+}
+
+// drop closes the connection, because of err if it is not nil.
 func (s *sender) drop(err error) {
 	if s.conn != nil {
+		s.unwatch()
 		s.conn.Close()
 		s.conn = nil
 	}
-	s.r.note(err)
+	if err != nil {
+		s.failed(err)
+	}
 }
 
 // run sends until work ends, then waits for the acks that are missing.
@@ -100,7 +122,8 @@ func (s *sender) run(ctx, work context.Context) {
 				n = min(n, 1+int(now.Sub(due)/interval))
 			}
 			if n = s.r.ticket(n); n == 0 {
-				break // all are sent
+				interval = 0 // all are sent, nothing more is due
+				break
 			}
 		}
 		if n == 0 {
@@ -111,11 +134,11 @@ func (s *sender) run(ctx, work context.Context) {
 				continue
 			}
 			until := now.Add(s.r.o.AckTimeout)
-			if interval > 0 && s.room() > 0 {
+			if interval > 0 && s.room() > 0 && due.Before(until) {
 				until = due
 			}
 			if !s.readAcks(ctx, until) {
-				return
+				break
 			}
 			continue
 		}
@@ -124,13 +147,14 @@ func (s *sender) run(ctx, work context.Context) {
 			if interval > 0 {
 				at = due.Add(interval * time.Duration(i))
 			}
-			s.window = append(s.window, flight{s.next + uint32(i), at})
+			s.window = append(s.window, flight{s.next + uint64(i), at, now})
 		}
 		due = due.Add(interval * time.Duration(n))
 		if !s.send(ctx, n) {
-			return
+			break
 		}
 	}
+	s.r.missed(due, interval)
 	s.settle(ctx)
 }
 
@@ -142,24 +166,56 @@ func (s *sender) room() int {
 	return min(s.batch, s.r.o.Window-len(s.window))
 }
 
-// settle waits for the acks that are missing.
+// settle waits for the acks that are missing. Without acks it waits until the
+// receiver has read everything, so that what that costs it is measured with it.
 func (s *sender) settle(ctx context.Context) {
 	limit := time.Now().Add(s.r.o.AckTimeout)
-	ctx, cancel := context.WithDeadline(ctx, limit)
-	defer cancel()
-	for len(s.window) > 0 && time.Now().Before(limit) && ctx.Err() == nil {
-		if !s.readAcks(ctx, limit) {
-			break
-		}
+	for s.r.o.Ack && len(s.window) > 0 && time.Now().Before(limit) && s.readAcks(ctx, limit) {
+	}
+	if !s.r.o.Ack && s.conn != nil && ctx.Err() == nil {
+		s.drop(s.finish(limit))
 	}
 	s.drop(nil)
+}
+
+// finish ends the stream and waits until the receiver ends its own: a receiver does
+// so when it has read to the end.
+func (s *sender) finish(limit time.Time) error {
+	c, ok := s.conn.Conn().(interface{ CloseWrite() error })
+	if !ok {
+		return nil
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	if err := s.conn.Conn().SetReadDeadline(limit); err != nil {
+		return err
+	}
+	for buf := make([]byte, 512); ; {
+		switch _, err := s.conn.Conn().Read(buf); {
+		case err == nil: // nothing that was asked for
+		case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET): // fluentd closes by a reset (linger_timeout 0)
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("the receiver did not read to the end within %v", s.r.o.AckTimeout)
+		default:
+			return fmt.Errorf("before the receiver had read to the end: %w", err)
+		}
+	}
 }
 
 // send writes n new chunks, which are the last of the window, connecting first
 // if need be. It is false when the run is over.
 func (s *sender) send(ctx context.Context, n int) bool {
-	s.next += uint32(n)
+	if !s.r.o.Ack {
+		s.window = s.window[:0]
+		return s.sendAll(ctx, n)
+	}
+	s.next += uint64(n)
 	s.r.inFlight.Add(int64(n))
+	s.r.sentChunks.Add(uint64(n))
+	s.r.sentEvents.Add(uint64(n * s.r.o.Events))
+	s.r.sentBytes.Add(uint64(s.t.payload(s.number, s.next-uint64(n), n)))
 	if s.conn == nil {
 		if !s.connect(ctx) {
 			return false
@@ -170,38 +226,67 @@ func (s *sender) send(ctx context.Context, n int) bool {
 	if s.again > 0 {
 		err = s.resend(ctx) // sends these as well
 	} else {
-		err = s.write(s.next-uint32(n), n)
-	}
-	s.count(n)
-	if !s.r.o.Ack {
-		s.window = s.window[:0]
-		s.r.inFlight.Add(-int64(n))
+		_, err = s.write(s.next-uint64(n), n)
 	}
 	if err != nil {
 		s.drop(err)
 	}
 	if !s.r.o.KeepAlive {
-		if s.r.o.Ack && len(s.window) > 0 && !s.readAcks(ctx, time.Now().Add(s.r.o.AckTimeout)) {
-			return false
+		for len(s.window) > 0 {
+			if !s.readAcks(ctx, time.Now().Add(s.r.o.AckTimeout)) {
+				return false
+			}
 		}
 		s.drop(nil)
 	}
-	return true
+	return ctx.Err() == nil
 }
 
-func (s *sender) count(n int) {
-	s.r.sentChunks.Add(uint64(n))
-	s.r.sentEvents.Add(uint64(n * s.t.events))
-	s.r.sentBytes.Add(uint64(n * s.t.payload))
-}
-
-// write writes n chunks from number from on.
-func (s *sender) write(from uint32, n int) error {
-	p, err := s.t.message(s.number, from, n, time.Now().Unix())
-	if err == nil {
-		_, err = s.conn.Write(p)
+// sendAll writes n new chunks that get no ack. Those that a write which failed did
+// not take whole are written again; what it took, and was under way, may be lost.
+func (s *sender) sendAll(ctx context.Context, n int) bool {
+	s.r.inFlight.Add(int64(n))
+	defer func() { s.r.inFlight.Add(-int64(n)) }() // they were never sent
+	for n > 0 {
+		if s.conn == nil && !s.connect(ctx) {
+			return false
+		}
+		size, err := s.write(s.next, n)
+		if err == nil {
+			size, s.pause = all, 0
+		}
+		whole, payload := s.t.written(s.number, s.next, n, size)
+		n -= whole
+		s.r.inFlight.Add(-int64(whole))
+		s.next += uint64(whole)
+		s.r.sentChunks.Add(uint64(whole))
+		s.r.sentEvents.Add(uint64(whole * s.r.o.Events))
+		s.r.sentBytes.Add(uint64(payload))
+		if err != nil {
+			s.drop(err)
+		} else if !s.r.o.KeepAlive {
+			s.drop(nil)
+		}
 	}
-	return err
+	return ctx.Err() == nil
+}
+
+// write writes n chunks from number from on, and returns how many bytes the
+// connection took.
+func (s *sender) write(from uint64, n int) (int, error) {
+	now := time.Now()
+	p, err := s.t.message(s.number, from, n, now.Unix())
+	if err != nil {
+		return 0, err
+	}
+	if err := s.conn.Conn().SetWriteDeadline(now.Add(s.r.o.AckTimeout)); err != nil {
+		return 0, err
+	}
+	size, err := s.conn.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("the receiver reads nothing for %v", s.r.o.AckTimeout)
+	}
+	return size, err
 }
 
 // resend writes what was in flight when a connection broke.
@@ -210,9 +295,10 @@ func (s *sender) resend(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := s.write(s.window[i].chunk, 1); err != nil {
+		if _, err := s.write(s.window[i].chunk, 1); err != nil {
 			return err
 		}
+		s.window[i].sent = time.Now()
 		if i < s.again {
 			s.r.resent.Add(1)
 		}
@@ -235,7 +321,7 @@ func (s *sender) readAcks(ctx context.Context, until time.Time) bool {
 	}
 	if err := s.conn.Conn().SetReadDeadline(until); err != nil {
 		s.drop(err)
-		return true
+		return ctx.Err() == nil
 	}
 	id, err := s.conn.ReadAck()
 	for err == nil && id != nil {
@@ -246,9 +332,10 @@ func (s *sender) readAcks(ctx context.Context, until time.Time) bool {
 	switch {
 	case err == nil:
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		if len(s.window) > 0 && time.Since(s.window[0].due) >= s.r.o.AckTimeout {
+		if len(s.window) > 0 && time.Since(s.window[0].sent) >= s.r.o.AckTimeout {
 			s.drop(fmt.Errorf("no ack within %v", s.r.o.AckTimeout))
 		}
+	case ctx.Err() != nil:
 	case errors.Is(err, io.EOF):
 		s.drop(errors.New("the receiver closed the connection before its acks"))
 	default:
@@ -268,6 +355,7 @@ func (s *sender) acked(id []byte) error {
 			s.r.ackLatency.observe(time.Since(f.due))
 			s.window = append(s.window[:i], s.window[i+1:]...)
 			s.again = min(s.again, len(s.window))
+			s.pause = 0
 			s.r.ackedChunks.Add(1)
 			s.r.ackedEvents.Add(uint64(s.r.o.Events))
 			s.r.inFlight.Add(-1)

@@ -4,258 +4,210 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"math/rand/v2"
-	"strconv"
+	"math"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/vmihailenco/msgpack/v5"
 
 	"weir/forward"
 )
 
-// An id is 32 hexadecimal digits: the run, the sender, the number of its chunk
-// and the number of the event in it, 8 each. A chunk id is the first 24.
+// An id is 32 hexadecimal digits: 8 of the run, 6 of the sender, 10 of the number
+// of its chunk, 8 of the number of the event in it. A chunk id is the first 24.
+// Sender and chunk are patched together, as one number of 64 bits.
 const (
 	idLen      = 32
 	chunkIDLen = 24
+	runLen     = 8
+	chunkBits  = 40
 	idKey      = "id"
 	maxTags    = 100000
 	tagDigits  = 5
 )
 
-// template is a number of equal messages, encoded, with the places in them
-// where ids, tags and times are. All positions are relative to a message.
-type template struct {
-	buf     []byte
-	size    int   // of one message
-	ids     []int // of senders and chunks within the ids of events
+// shape is one encoded message, with the places in it where ids, tags and times
+// are. Shapes are made once for a run and only read by its senders.
+type shape struct {
+	msg     []byte
+	ids     []int // of sender and chunk within the ids of events
 	chunks  []int // the same, of the chunk id; none without acks
-	times   []int // of 32-bit seconds
+	times   []int // of 32-bit seconds, or of ten digits in JSON
 	tag     int   // of the digits, 0 if there is one tag
-	tags    int
-	events  int
-	payload int // bytes of events in one message, uncompressed
-	texts   bool
-	rebuild func(sender, chunk uint32, second int64) ([]byte, error) // modes that must compress each
-	o       *Options
+	payload int   // bytes of events, uncompressed
+	// of the modes that compress each chunk anew: msg is the stream of events then,
+	// not yet a message, with ids and times in it
+	compress *forward.Outgoing
 }
 
-// maker builds templates for one run.
+// maker builds what the senders of one run send.
 type maker struct {
 	o       *Options
 	run     uint32
-	records []map[string]any
+	samples [][]field
+	largest int     // chunk, in bytes of events
+	shapes  []shape // chunks take turns among them
 }
 
 func newMaker(o *Options, run uint32) (*maker, error) {
-	m := &maker{o: o, run: run}
-	if o.Sample == nil {
-		return m, nil
-	}
-	for line := range strings.Lines(string(o.Sample)) {
-		line = strings.TrimRight(line, "\r\n")
-		if line == "" {
-			continue
+	m := &maker{o: o, run: run, largest: maxChunk}
+	n := 1
+	if o.Sample != nil {
+		var err error
+		if m.samples, err = sampleRecords(o.Sample); err != nil {
+			return nil, err
 		}
-		r := map[string]any{}
-		if line[0] != '{' || json.Unmarshal([]byte(line), &r) != nil {
-			r = map[string]any{"message": line}
-		}
-		delete(r, idKey)
-		m.records = append(m.records, r)
+		n = (len(m.samples) + o.Events - 1) / o.Events // so that each line is sent
 	}
-	if len(m.records) == 0 {
-		return nil, errors.New("--sample: the file has no lines")
+	for i := range n {
+		s, err := m.shape(i)
+		if err != nil {
+			return nil, err
+		}
+		m.shapes = append(m.shapes, s)
 	}
 	return m, nil
 }
 
-// record is that of event i, without its id.
-func (m *maker) record(i int) map[string]any {
-	if m.records != nil {
-		return m.records[i%len(m.records)]
+// id of event i with sender and chunk 0.
+func (m *maker) id(i int) string { return fmt.Sprintf("%08x%016x%08x", m.run, 0, i) }
+
+// fields of event i of shape number n, without its id and filler.
+func (m *maker) fields(n, i int) []field {
+	if m.samples != nil {
+		return m.samples[(n*m.o.Events+i)%len(m.samples)]
 	}
-	v := varied(i)
-	r := map[string]any{
-		"method": one(v, "GET", "GET", "GET", "POST", "PUT", "DELETE"), "path": fmt.Sprintf("/api/v1/items/%d", v.IntN(10_000)),
-		"status": one(v, 200, 200, 200, 201, 304, 404, 500), "host": fmt.Sprintf("www%d.example.com", v.IntN(10)),
-		"level": one(v, "info", "info", "info", "warn", "error"), "took": float64(v.IntN(1000)) / 1000,
-	}
-	if m.o.Size < 170 {
-		r = map[string]any{}
-	}
-	return r
+	return generated(i)
 }
 
-// id of event i with sender and chunk 0.
-func (m *maker) id(i int) string { return fmt.Sprintf("%08x%08x%08x%08x", m.run, 0, 0, i) }
-
-// event encodes event i: its msgpack, and where id and time are in it.
-func (m *maker) event(i int) (b []byte, id, at int, err error) {
-	r := m.record(i)
-	b = append(b, 0x92, 0xce, 0, 0, 0, 0)
-	at = 2
-	fields := len(r) + 1
-	if m.records == nil {
-		fields++
+// event encodes event i of a shape: its msgpack, and where id and time are in it.
+func (m *maker) event(n, i int) (b []byte, id, at int, err error) {
+	fields := m.fields(n, i)
+	if b, id, err = m.encode(fields, i); err != nil {
+		return nil, 0, 0, fmt.Errorf("event %d: %w", i+1, err)
 	}
-	if fields < 16 {
-		b = append(b, 0x80|byte(fields))
-	} else {
-		b = binary.BigEndian.AppendUint16(append(b, 0xde), uint16(fields))
+	if m.samples == nil && len(b) > m.o.Size { // too small for these
+		b, id, err = m.encode(nil, i)
+	}
+	return b, id, 2, err
+}
+
+// encode encodes [time, {id, fields, message}]; message is what fills the event up
+// to the size asked for, where there is no sample.
+func (m *maker) encode(fields []field, i int) (b []byte, id int, err error) {
+	b = append(b, 0x92, 0xce, 0, 0, 0, 0)
+	n := len(fields) + 1
+	if m.samples == nil {
+		n++
+	}
+	switch {
+	case n < 16:
+		b = append(b, 0x80|byte(n))
+	case n < 1<<16:
+		b = binary.BigEndian.AppendUint16(append(b, 0xde), uint16(n))
+	default:
+		b = binary.BigEndian.AppendUint32(append(b, 0xdf), uint32(n))
 	}
 	b = append(b, 0xa0|byte(len(idKey)))
 	b = append(b, idKey...)
 	b = append(b, 0xd9, idLen)
-	id = len(b) + 8
+	id = len(b) + runLen
 	b = append(b, m.id(i)...)
-	var rest bytes.Buffer
-	enc := msgpack.NewEncoder(&rest)
-	enc.UseCompactInts(true)
-	enc.SetSortMapKeys(true)
-	if len(r) > 0 {
-		if err := enc.Encode(r); err != nil {
-			return nil, 0, 0, err
-		}
-		head := 1
-		if rest.Bytes()[0] == 0xde {
-			head = 3
-		}
-		b = append(b, rest.Bytes()[head:]...)
+	if b, err = appendFields(b, fields); err != nil {
+		return nil, 0, err
 	}
-	if m.records == nil { // filled up to the size asked for
+	if m.samples == nil {
 		b = append(b, 0xa7)
 		b = append(b, "message"...)
 		n := max(0, m.o.Size-len(b)-5)
 		b = binary.BigEndian.AppendUint32(append(b, 0xdb), uint32(n))
 		b = append(b, filler(n, i)...)
 	}
-	return b, id, at, nil
+	return b, id, nil
 }
 
-// varied is the same stream of numbers for event i each time.
-func varied(i int) *rand.Rand { return rand.New(rand.NewPCG(uint64(i), 0)) }
-
-func one[T any](v *rand.Rand, of ...T) T { return of[v.IntN(len(of))] }
-
-// filler is text of event i that compresses about as well as log lines do: words,
-// and here and there a number or an id.
-func filler(n, i int) []byte {
-	v := varied(i + 1<<32)
-	b := make([]byte, 0, n+16)
-	for len(b) < n {
-		switch v.IntN(8) {
-		case 0:
-			b = strconv.AppendUint(b, v.Uint64N(100_000), 10)
-		case 1:
-			b = fmt.Appendf(b, "%08x", v.Uint32())
-		default:
-			b = append(b, one(v, "user", "session", "request", "upstream", "timeout", "connection", "accepted", "cache", "miss",
-				"for", "item", "in", "region", "eu-west", "retry", "backend")...)
-		}
-		b = append(b, ' ')
-	}
-	return b[:n]
-}
-
-// template builds n equal messages.
-func (m *maker) template(n int) (*template, error) {
-	o := m.o
-	t := &template{events: o.Events, tags: o.Tags, o: o}
-	tag := o.Tag
-	if o.Tags > 1 {
-		tag += "." + strings.Repeat("0", tagDigits)
-	}
-	var stream []byte
-	for i := range o.Events {
-		b, id, at, err := m.event(i)
+// stream encodes the events of shape number n, one after the other.
+func (m *maker) stream(n int) (s shape, err error) {
+	for i := range m.o.Events {
+		b, id, at, err := m.event(n, i)
 		if err != nil {
-			return nil, err
+			return s, err
 		}
-		t.ids = append(t.ids, len(stream)+id)
-		t.times = append(t.times, len(stream)+at)
-		stream = append(stream, b...)
+		s.ids = append(s.ids, len(s.msg)+id)
+		s.times = append(s.times, len(s.msg)+at)
+		if s.msg = append(s.msg, b...); len(s.msg) > m.largest {
+			return s, fmt.Errorf("%d events of these are more than %s, the largest chunk; give fewer --events", m.o.Events, size(float64(m.largest)))
+		}
 	}
-	t.payload = len(stream)
-	out := forward.Outgoing{Tag: tag, Events: o.Events, Payload: stream}
-	if o.Ack {
+	s.payload = len(s.msg)
+	return s, nil
+}
+
+// tag is that of all events, with room for digits if there are several.
+func (m *maker) tag() string {
+	if m.o.Tags > 1 {
+		return m.o.Tag + "." + strings.Repeat("0", tagDigits)
+	}
+	return m.o.Tag
+}
+
+// shape encodes message number n of those that differ.
+func (m *maker) shape(n int) (shape, error) {
+	if m.o.Mode == "json" {
+		return m.jsonShape(n)
+	}
+	s, err := m.stream(n)
+	if err != nil {
+		return s, err
+	}
+	out := forward.Outgoing{Tag: m.tag(), Events: m.o.Events, Payload: s.msg}
+	if m.o.Ack {
 		out.Chunk = []byte(m.id(0)[:chunkIDLen])
 	}
-	switch o.Mode {
-	case "json":
-		return m.jsonTemplate(t, tag, n)
+	switch m.o.Mode {
 	case "message":
-		out.Mode, out.Payload = forward.ModeMessage, stream[1:]
+		out.Mode, out.Payload = forward.ModeMessage, s.msg[1:]
 	case "forward":
 		out.Mode = forward.ModeForward
 	case "packed":
 		out.Mode = forward.ModePacked
 	case "gzip", "zstd":
 		out.Mode, out.Compression = forward.ModeCompressed, forward.Gzip
-		if o.Mode == "zstd" {
+		if m.o.Mode == "zstd" {
 			out.Compression = forward.Zstd
 		}
-		if o.CompressEach {
-			t.each(out, stream)
-			return t, nil
+		if m.o.CompressEach {
+			s.compress = &out
+			return s, nil
 		}
-		packed, err := compress(stream, o.Mode)
-		if err != nil {
-			return nil, err
+		if out.Payload, err = compress(s.msg, m.o.Mode); err != nil {
+			return s, err
 		}
-		out.Payload = packed
-		t.ids, t.times = nil, nil
+		s.ids, s.times = nil, nil
 	}
-	t.finish(&out, n)
-	return t, nil
+	s.finish(&out, m.o.Tags)
+	return s, nil
 }
 
-// finish encodes the message around its payload and repeats it n times.
-func (t *template) finish(out *forward.Outgoing, n int) {
+// finish encodes the message around its payload.
+func (s *shape) finish(out *forward.Outgoing, tags int) {
 	head := forward.AppendHead(nil, out)
 	shift := len(head)
 	if out.Mode == forward.ModeMessage {
 		shift-- // its 0x92 is not sent
 	}
-	for i := range t.ids {
-		t.ids[i] += shift
-		t.times[i] += shift
+	for i := range s.ids {
+		s.ids[i] += shift
+		s.times[i] += shift
 	}
-	one := append(head, out.Payload...)
-	one = forward.AppendOption(one, out)
-	t.place(one, out.Tag, n)
+	s.msg = forward.AppendOption(append(head, out.Payload...), out)
 	if out.Chunk != nil {
-		t.chunks = []int{t.size - chunkIDLen + 8} // the chunk id is the last thing
+		s.chunks = []int{len(s.msg) - chunkIDLen + runLen} // the chunk id is the last thing
 	}
-}
-
-func (t *template) place(one []byte, tag string, n int) {
-	t.size = len(one)
-	t.buf = bytes.Repeat(one, n)
-	if t.tags > 1 {
-		t.tag = bytes.Index(one, []byte(tag)) + len(tag) - tagDigits
-	}
-}
-
-// each makes a template whose payload is compressed for every chunk.
-func (t *template) each(out forward.Outgoing, stream []byte) {
-	plain := template{buf: stream, size: len(stream), ids: t.ids, times: t.times, events: t.events, tags: 1}
-	mode := t.o.Mode
-	t.ids, t.times = nil, nil
-	t.rebuild = func(sender, chunk uint32, second int64) ([]byte, error) {
-		plain.patch(0, sender, chunk, second)
-		p, err := compress(plain.buf, mode)
-		if err != nil {
-			return nil, err
-		}
-		out.Payload = p
-		t.finish(&out, 1)
-		t.patch(0, sender, chunk, second)
-		return t.buf, nil
+	if tags > 1 {
+		s.tag = bytes.Index(s.msg, []byte(out.Tag)) + len(out.Tag) - tagDigits
 	}
 }
 
@@ -279,38 +231,153 @@ func compress(p []byte, mode string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// jsonTemplate is Message mode in JSON: [tag, time, record, option].
-func (m *maker) jsonTemplate(t *template, tag string, n int) (*template, error) {
+// jsonShape is Message mode in JSON: [tag, time, record, option]. Its event is
+// "time,record".
+func (m *maker) jsonShape(n int) (shape, error) {
 	const ten = "1000000000" // seconds, patched as text
-	r := map[string]any{idKey: m.id(0)}
-	for k, v := range m.record(0) {
-		r[k] = v
+	fields := m.fields(n, 0)
+	record, err := m.jsonRecord(fields, len(ten)+1)
+	if err == nil && m.samples == nil && len(ten)+1+len(record) > m.o.Size {
+		record, err = m.jsonRecord(nil, len(ten)+1)
 	}
-	if m.records == nil {
-		r["message"] = string(filler(max(0, m.o.Size-150), 0))
-	}
-	record, err := json.Marshal(r)
 	if err != nil {
-		return nil, err
+		return shape{}, err
 	}
-	name, err := json.Marshal(tag)
+	name, err := json.Marshal(m.tag())
 	if err != nil {
-		return nil, err
+		return shape{}, err
 	}
-	one := fmt.Appendf(nil, "[%s,%s,%s", name, ten, record)
-	t.times = []int{len(name) + 2}
-	t.ids = []int{bytes.Index(one, []byte(m.id(0))) + 8}
-	t.texts = true
-	if t.o.Ack {
-		one = fmt.Appendf(one, `,{"chunk":"%s"}]`, m.id(0)[:chunkIDLen])
-		t.chunks = []int{len(one) - 3 - chunkIDLen + 8}
+	s := shape{msg: fmt.Appendf(nil, "[%s,%s,%s", name, ten, record), times: []int{len(name) + 2}, payload: len(ten) + 1 + len(record)}
+	s.ids = []int{bytes.Index(s.msg, []byte(m.id(0))) + runLen}
+	if m.o.Ack {
+		s.msg = fmt.Appendf(s.msg, `,{"chunk":"%s"}]`, m.id(0)[:chunkIDLen])
+		s.chunks = []int{len(s.msg) - 3 - chunkIDLen + runLen}
 	} else {
-		one = append(one, ']')
+		s.msg = append(s.msg, ']')
 	}
-	t.payload = len(record)
-	t.place(one, tag, n)
-	return t, nil
+	if m.o.Tags > 1 {
+		s.tag = len(name) - tagDigits // behind "[", before its quote
+	}
+	return s, nil
 }
+
+// jsonRecord is the record in JSON, filled up so that the event has its size; beside
+// is how much of that is not record.
+func (m *maker) jsonRecord(fields []field, beside int) ([]byte, error) {
+	b := fmt.Appendf(nil, `{"%s":"%s"`, idKey, m.id(0))
+	for _, f := range fields {
+		key, err := json.Marshal(f.key)
+		if err != nil {
+			return nil, err
+		}
+		value := f.value
+		if text, ok := value.([]byte); ok {
+			value = string(text)
+		}
+		v, err := json.Marshal(value)
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(append(append(b, ','), key...), ':'), v...)
+	}
+	if m.samples == nil {
+		b = append(b, `,"message":"`...)
+		b = append(b, filler(max(0, m.o.Size-beside-len(b)-2), 0)...)
+		b = append(b, '"')
+	}
+	return append(b, '}'), nil
+}
+
+// template is what one sender writes from: the shapes of its run and memory of its
+// own for the messages of one write.
+type template struct {
+	m    *maker
+	buf  []byte
+	have int // equal messages that stand in buf, if there is one shape
+}
+
+func (m *maker) template() *template { return &template{m: m} }
+
+// number is sender and chunk as they stand in ids.
+func number(sender uint32, chunk uint64) uint64 {
+	return uint64(sender)<<chunkBits | chunk&(1<<chunkBits-1)
+}
+
+// shape is that of a chunk.
+func (t *template) shape(sender uint32, chunk uint64) *shape {
+	if len(t.m.shapes) == 1 {
+		return &t.m.shapes[0]
+	}
+	return &t.m.shapes[(uint64(sender)+chunk)%uint64(len(t.m.shapes))]
+}
+
+// message returns the encoded chunks [chunk, chunk+n) of the sender, one after the
+// other. It is valid until the next call.
+func (t *template) message(sender uint32, chunk uint64, n int, second int64) ([]byte, error) {
+	if s := t.shape(sender, chunk); s.compress != nil {
+		return t.compressed(s, sender, chunk, second)
+	}
+	if s := &t.m.shapes[0]; len(t.m.shapes) == 1 {
+		size := len(s.msg)
+		for ; t.have < n; t.have++ {
+			t.buf = append(slices.Grow(t.buf, (n-t.have)*size), s.msg...)
+		}
+		for i := range n {
+			t.m.patch(t.buf[i*size:(i+1)*size], s, sender, chunk+uint64(i), second)
+		}
+		return t.buf[:n*size], nil
+	}
+	t.buf = t.buf[:0]
+	for i := range n {
+		at, s := len(t.buf), t.shape(sender, chunk+uint64(i))
+		t.buf = append(t.buf, s.msg...)
+		t.m.patch(t.buf[at:], s, sender, chunk+uint64(i), second)
+	}
+	return t.buf, nil
+}
+
+// compressed makes a message of a shape that is compressed for every chunk.
+func (t *template) compressed(s *shape, sender uint32, chunk uint64, second int64) ([]byte, error) {
+	t.buf = append(t.buf[:0], s.msg...)
+	t.m.patch(t.buf, s, sender, chunk, second)
+	packed, err := compress(t.buf, t.m.o.Mode)
+	if err != nil {
+		return nil, err
+	}
+	out := *s.compress
+	out.Payload = packed
+	var whole shape
+	whole.finish(&out, t.m.o.Tags)
+	t.m.patch(whole.msg, &whole, sender, chunk, second)
+	return whole.msg, nil
+}
+
+// written tells how many of n messages are whole within the first size bytes of
+// what message returned, and how many bytes of events those hold. Of a message that
+// was compressed for its chunk nothing is known unless all is written.
+func (t *template) written(sender uint32, chunk uint64, n, size int) (whole, payload int) {
+	for whole < n {
+		s := t.shape(sender, chunk+uint64(whole))
+		if s.compress != nil && size != all {
+			break
+		}
+		if size -= len(s.msg); size < 0 {
+			break
+		}
+		payload += s.payload
+		whole++
+	}
+	return whole, payload
+}
+
+// payload is the bytes of events in n messages.
+func (t *template) payload(sender uint32, chunk uint64, n int) int {
+	_, payload := t.written(sender, chunk, n, all)
+	return payload
+}
+
+// all is the size of a write that did not fail.
+const all = math.MaxInt
 
 // hexOf is v in hexadecimal, as the bytes that go into an id.
 func hexOf(v uint32) uint64 {
@@ -323,52 +390,49 @@ func hexOf(v uint32) uint64 {
 	return binary.NativeEndian.Uint64(b[:])
 }
 
-// patch makes message number at of the buffer the given chunk of the sender.
-func (t *template) patch(at int, sender, chunk uint32, second int64) {
-	p := t.buf[at*t.size : (at+1)*t.size]
-	s, c := hexOf(sender), hexOf(chunk)
-	for _, i := range t.ids {
-		binary.NativeEndian.PutUint64(p[i:], s)
-		binary.NativeEndian.PutUint64(p[i+8:], c)
+// patch makes p, a copy of the shape, the given chunk of the sender.
+func (m *maker) patch(p []byte, s *shape, sender uint32, chunk uint64, second int64) {
+	n := number(sender, chunk)
+	high, low := hexOf(uint32(n>>32)), hexOf(uint32(n))
+	for _, i := range s.ids {
+		binary.NativeEndian.PutUint64(p[i:], high)
+		binary.NativeEndian.PutUint64(p[i+8:], low)
 	}
-	for _, i := range t.chunks {
-		binary.NativeEndian.PutUint64(p[i:], s)
-		binary.NativeEndian.PutUint64(p[i+8:], c)
+	for _, i := range s.chunks {
+		binary.NativeEndian.PutUint64(p[i:], high)
+		binary.NativeEndian.PutUint64(p[i+8:], low)
 	}
-	for _, i := range t.times {
-		if t.texts {
+	for _, i := range s.times {
+		if m.o.Mode == "json" {
 			copy(p[i:i+10], fmt.Sprintf("%010d", second))
 		} else {
 			binary.BigEndian.PutUint32(p[i:], uint32(second))
 		}
 	}
-	if t.tag > 0 {
-		v := (int(sender) + int(chunk)) % t.tags
+	if s.tag > 0 {
+		v := (uint64(sender) + chunk) % uint64(m.o.Tags)
 		for i := tagDigits - 1; i >= 0; i-- {
-			p[t.tag+i] = '0' + byte(v%10)
+			p[s.tag+i] = '0' + byte(v%10)
 			v /= 10
 		}
 	}
 }
 
-// message returns the encoded chunks [chunk, chunk+n) of the sender; n is at
-// most what the template was built for. It is valid until the next call.
-func (t *template) message(sender, chunk uint32, n int, second int64) ([]byte, error) {
-	if t.rebuild != nil {
-		return t.rebuild(sender, chunk, second)
-	}
-	for i := range n {
-		t.patch(i, sender, chunk+uint32(i), second)
-	}
-	return t.buf[:n*t.size], nil
+// parseNumber reads sender and chunk out of the 16 digits of an id.
+func parseNumber(p []byte) (sender uint32, chunk uint64, ok bool) {
+	high, ok1 := hexNumber(p)
+	low, ok2 := hexNumber(p[8:])
+	n := uint64(high)<<32 | uint64(low)
+	return uint32(n >> chunkBits), n & (1<<chunkBits - 1), ok1 && ok2
 }
 
 // chunkNumber reads the number out of the chunk id of an ack.
-func chunkNumber(id []byte) (uint32, bool) {
+func chunkNumber(id []byte) (uint64, bool) {
 	if len(id) != chunkIDLen {
 		return 0, false
 	}
-	return hexNumber(id[chunkIDLen-8:])
+	_, chunk, ok := parseNumber(id[runLen:])
+	return chunk, ok
 }
 
 func hexNumber(p []byte) (v uint32, ok bool) {
@@ -389,20 +453,10 @@ func hexNumber(p []byte) (v uint32, ok bool) {
 // elsewhere, and sent is what goes out of it: the same, or in the modes gzip and zstd
 // compressed.
 func Payload(o Options) (stream, sent []byte, err error) {
-	m, err := newMaker(&o, 0)
-	if err != nil {
-		return nil, nil, err
+	s, err := (&maker{o: &o, largest: maxChunk}).stream(0)
+	if err != nil || (o.Mode != "gzip" && o.Mode != "zstd") {
+		return s.msg, s.msg, err
 	}
-	for i := range o.Events {
-		b, _, _, err := m.event(i)
-		if err != nil {
-			return nil, nil, err
-		}
-		stream = append(stream, b...)
-	}
-	if o.Mode != "gzip" && o.Mode != "zstd" {
-		return stream, stream, nil
-	}
-	sent, err = compress(stream, o.Mode)
-	return stream, sent, err
+	sent, err = compress(s.msg, o.Mode)
+	return s.msg, sent, err
 }

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -21,74 +23,153 @@ type Verification struct {
 	Found    uint64 `json:"found"`    // different ones
 	Lost     uint64 `json:"lost"`     // expected and not found
 	Repeated uint64 `json:"repeated"` // found again
+	// LostIDs and RepeatedIDs are the first of these.
+	LostIDs     []string `json:"lost_ids,omitempty"`
+	RepeatedIDs []string `json:"repeated_ids,omitempty"`
 }
 
-// verifyEvery is the pace at which files are read again while events are missing.
-const verifyEvery = 500 * time.Millisecond
+const (
+	// verifyEvery is the least time between two readings of the files while events
+	// are missing. It is at least what one reading takes.
+	verifyEvery = 500 * time.Millisecond
+	// namedIDs is how many lost or repeated events are named.
+	namedIDs = 5
+)
 
 // verify reads the files until every expected event is there, or VerifyWait is
 // over.
 func (r *run) verify(ctx context.Context) (*Verification, error) {
 	limit := time.Now().Add(r.o.VerifyWait)
 	for {
+		begun := time.Now()
 		v, err := r.verifyOnce()
-		if err != nil || v.Lost == 0 || time.Now().After(limit) {
+		if err != nil || v.Lost == 0 || begun.After(limit) {
 			return v, err
 		}
-		if !sleep(ctx, time.Now().Add(verifyEvery)) {
-			return v, ctx.Err()
+		r.missing.Store(v.Lost)
+		if !sleep(ctx, time.Now().Add(max(verifyEvery, time.Since(begun)))) {
+			return v, nil
 		}
 	}
 }
 
+// bits is a set of numbers, one bit each: a hundred million events take 12.5 MB.
+type bits []uint64
+
+func (b bits) has(n uint64) bool { return b[n/64]&(1<<(n%64)) != 0 }
+func (b bits) set(n uint64)      { b[n/64] |= 1 << (n % 64) }
+
 func (r *run) verifyOnce() (*Verification, error) {
 	v := &Verification{}
-	seen := map[uint32][]uint8{} // by sender: how often chunk*events+event was found, up to 2
+	seen := map[uint32]bits{} // by sender: of chunk*events+event
 	events := uint64(r.o.Events)
 	unacked := map[uint64]bool{}
 	for n, s := range r.ledger {
-		seen[n] = make([]uint8, uint64(s.next)*events)
-		v.Expected += uint64(s.next) * events
-		for _, f := range s.window {
-			unacked[uint64(n)<<32|uint64(f.chunk)] = true
-			v.Expected -= events
+		seen[n] = make(bits, (s.next*events+63)/64)
+		v.Expected += s.next * events
+		if r.o.Ack {
+			for _, f := range s.window {
+				unacked[number(n, f.chunk)] = true
+				v.Expected -= events
+			}
 		}
 	}
-	for _, pattern := range r.o.Verify {
-		files, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, fmt.Errorf("--verify %s: %w", pattern, err)
-		}
-		for _, name := range files {
+	files, err := matching(r.o.Verify)
+	if err != nil {
+		return nil, fmt.Errorf("--verify: %w", err)
+	}
+	for _, name := range files {
+		err := r.scanFile(name, func(sender uint32, chunk uint64, event uint32) {
+			s := r.ledger[sender]
+			if s == nil || chunk >= s.next || uint64(event) >= events {
+				return
+			}
+			at := chunk*events + uint64(event)
+			if !seen[sender].has(at) {
+				seen[sender].set(at)
+				v.Found++
+				return
+			}
+			if v.Repeated++; len(v.RepeatedIDs) < namedIDs {
+				v.RepeatedIDs = append(v.RepeatedIDs, r.eventID(sender, chunk, event))
+			}
+		})
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // renamed or removed meanwhile
+		case err != nil:
+			return nil, fmt.Errorf("--verify: %w", err)
+		default:
 			v.Files++
-			if err := r.scanFile(name, func(sender, chunk, event uint32) {
-				at := uint64(chunk)*events + uint64(event)
-				if list := seen[sender]; at < uint64(len(list)) {
-					if list[at] > 0 {
-						v.Repeated++
-					} else {
-						list[at] = 1
-						v.Found++
-					}
-				}
-			}); err != nil {
-				return nil, fmt.Errorf("--verify: %w", err)
+		}
+	}
+	for n, s := range r.ledger {
+		for at := range s.next * events {
+			if seen[n].has(at) || unacked[number(n, at/events)] {
+				continue
+			}
+			if v.Lost++; len(v.LostIDs) < namedIDs {
+				v.LostIDs = append(v.LostIDs, r.eventID(n, at/events, uint32(at%events)))
 			}
 		}
 	}
-	for n, list := range seen {
-		for i, count := range list {
-			if count == 0 && !unacked[uint64(n)<<32|uint64(i)/events] {
-				v.Lost++
-			}
-		}
-	}
+	slices.Sort(v.LostIDs)
 	return v, nil
+}
+
+func (r *run) eventID(sender uint32, chunk uint64, event uint32) string {
+	return fmt.Sprintf("%08x%016x%08x", r.maker.run, number(sender, chunk), event)
+}
+
+// matching lists the files of all patterns, and those below directories, each once
+// although a link or a second pattern may name it again.
+func matching(patterns []string) ([]string, error) {
+	var names []string
+	var infos []fs.FileInfo
+	add := func(name string) error {
+		info, err := os.Stat(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // gone meanwhile
+		case err != nil:
+			return err
+		case !info.Mode().IsRegular(), slices.ContainsFunc(infos, func(i fs.FileInfo) bool { return os.SameFile(i, info) }):
+			return nil
+		}
+		names, infos = append(names, name), append(infos, info)
+		return nil
+	}
+	for _, pattern := range patterns {
+		matches, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", pattern, err)
+		}
+		for _, top := range matches {
+			if info, err := os.Stat(top); err != nil || !info.IsDir() {
+				if err := add(top); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			err := filepath.WalkDir(top, func(name string, d fs.DirEntry, err error) error {
+				switch {
+				case errors.Is(err, fs.ErrNotExist):
+					return nil
+				case err != nil || d.IsDir():
+					return err
+				}
+				return add(name)
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return names, nil
 }
 
 // scanFile calls found for each event id of the run in the file, whatever its
 // format; .gz files are decompressed.
-func (r *run) scanFile(name string, found func(sender, chunk, event uint32)) error {
+func (r *run) scanFile(name string, found func(sender uint32, chunk uint64, event uint32)) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -97,7 +178,7 @@ func (r *run) scanFile(name string, found func(sender, chunk, event uint32)) err
 	var in io.Reader = f
 	if strings.HasSuffix(name, ".gz") {
 		z, err := gzip.NewReader(bufio.NewReader(f))
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) { // still being written
 			return nil
 		}
 		if err != nil {
@@ -123,10 +204,9 @@ func (r *run) scanFile(name string, found func(sender, chunk, event uint32)) err
 				break
 			}
 			id := p[i : i+idLen]
-			sender, ok1 := hexNumber(id[8:])
-			chunk, ok2 := hexNumber(id[16:])
-			event, ok3 := hexNumber(id[24:])
-			if !ok1 || !ok2 || !ok3 {
+			sender, chunk, ok1 := parseNumber(id[runLen:])
+			event, ok2 := hexNumber(id[chunkIDLen:])
+			if !ok1 || !ok2 {
 				p = p[i+1:]
 				continue
 			}
