@@ -199,11 +199,14 @@ func (r *Reader) dynamicCodes() error {
 	if !build(r.lit[:], litBits, used[:at], lengths[:], symbolsOf.lit[:]) || !build(r.dist[:], distBits, used[at:n], lengths[lits:], symbolsOf.dist[:]) {
 		return errCode
 	}
-	if len(r.in)-r.pos > pairFrom {
+	if len(r.in)-r.pos > pairFrom && (r.coded == 0 || r.pos-r.coded > pairFrom/4) {
 		pair(&r.lit)
 	}
+	r.coded = r.pos
 	return nil
 }
 
-// pairFrom is how much input must be left for pairs of literals to be worth looking for.
+// pairFrom is how many bytes must be left of the input for pairs of literals to be
+// worth looking for; the block before must not have been much shorter either, or one
+// could make us look for them all the time.
 const pairFrom = 4096

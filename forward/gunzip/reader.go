@@ -41,6 +41,7 @@ type Reader struct {
 	final  bool // the block is the member's last
 	fixed  bool // the tables are those of the fixed code
 	stored int  // bytes left of a stored block
+	coded  int  // pos where the last block with codes of its own began
 
 	start  int // of the member in the window; no match reaches before it
 	out    int // end of the text in the window
@@ -58,7 +59,7 @@ type Reader struct {
 // Reset begins with a payload, which the Reader looks at until it is Reset again.
 func (r *Reader) Reset(payload []byte) {
 	r.in, r.pos, r.bits, r.have = payload, 0, 0, 0
-	r.step, r.out, r.rest, r.err = inHeader, history, nil, nil
+	r.step, r.coded, r.out, r.rest, r.err = inHeader, 0, history, nil, nil
 }
 
 // Next decompresses more and returns it, behind the last keep bytes of what it
