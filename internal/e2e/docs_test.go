@@ -26,6 +26,8 @@ func TestDocumentedTests(t *testing.T) {
 			switch m[1] {
 			case "":
 				dir = "../../forward"
+			case "gunzip":
+				dir = "../../forward/gunzip"
 			case "forward", "buffer", "netopt":
 				dir = "../../" + m[1]
 			}
