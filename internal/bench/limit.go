@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/klauspost/compress/gzip"
@@ -17,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/forward/gunzip"
+	"weir/internal/load"
 )
 
 // Of the limit programs.
@@ -167,4 +171,36 @@ func aligned(n int) []byte {
 	b := make([]byte, n+blockSize)
 	skip := (blockSize - int(uintptr(unsafe.Pointer(&b[0]))%blockSize)) % blockSize
 	return b[skip : skip+n]
+}
+
+// decompression is the same limit without a sender beside it, which has its share
+// of caches and memory.
+func (b *bench) decompression(ctx context.Context) error {
+	if err := b.begin(ctx); err != nil {
+		return err
+	}
+	chunk, packed, err := load.Payload(b.options("gzip", 1))
+	if err != nil {
+		return err
+	}
+	for _, way := range []string{"library", "own"} {
+		decompress := decompressors[way]()
+		before, n := cpu(), 0
+		for start := time.Now(); time.Since(start) < b.duration; n++ {
+			if err := decompress(packed); err != nil {
+				return err
+			}
+		}
+		fmt.Printf("decompressing a gzip chunk once, %s: %.2f CPU s/GB of events\n", way, (cpu()-before).Seconds()/float64(n*len(chunk))*1e9)
+	}
+	return nil
+}
+
+// cpu is what this process has used.
+func cpu() time.Duration {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }

@@ -25,16 +25,16 @@ const outputEvents = 2_000_000
 // output measures receipt and output together, until the last event is
 // delivered, beside the same with the output null: the difference is what
 // reading the buffer, formatting, writing and fdatasync cost.
-func (b *bench) output() error {
+func (b *bench) output(ctx context.Context) error {
 	cost := map[string]float64{}
 	for _, kind := range []string{"weir", "weir-file"} {
 		var all []float64
 		for round := range b.rounds {
-			if time.Now().After(b.until) {
-				return errTime
+			if err := b.begin(ctx); err != nil {
+				return err
 			}
 			fmt.Fprintf(os.Stderr, "%s output of %s, round %d of %d\n", time.Now().Format(time.TimeOnly), kind, round+1, b.rounds)
-			micros, err := b.deliver(kind)
+			micros, err := b.deliver(ctx, kind)
 			if err != nil {
 				return fmt.Errorf("output of %s: %w", kind, err)
 			}
@@ -51,8 +51,8 @@ func (b *bench) output() error {
 
 // deliver sends outputEvents and waits until all are delivered. It returns CPU
 // microseconds an event.
-func (b *bench) deliver(kind string) (float64, error) {
-	s, err := b.start(kind)
+func (b *bench) deliver(ctx context.Context, kind string) (float64, error) {
+	s, err := b.start(ctx, kind)
 	if err != nil {
 		return 0, err
 	}
@@ -62,7 +62,7 @@ func (b *bench) deliver(kind string) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*caseGrace)
+	ctx, cancel := context.WithTimeout(ctx, 3*caseGrace)
 	defer cancel()
 	o := b.options("packed", 4)
 	o.Address, o.Duration, o.Count = s.addr, 0, outputEvents

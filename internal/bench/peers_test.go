@@ -83,7 +83,7 @@ func TestPeersThatCannotRunAreErrors(t *testing.T) {
 		{[]string{"-otel", "/nowhere/otel"}, []string{`-otel "/nowhere/otel"`, "no such file"}},
 		{[]string{"-fluentd", broken}, []string{"-fluentd", "--version", "exit status 3", "no such gem"}},
 	} {
-		err := run(append(c.args, "-only", "no case has this name"))
+		err := run(t.Context(), append(c.args, "-only", "no case has this name"))
 		if err == nil {
 			t.Errorf("%q: no error", c.args)
 			continue
@@ -185,23 +185,29 @@ func TestPeersGetTheirLines(t *testing.T) {
 	}
 }
 
-func TestMeasurePeer(t *testing.T) {
+// selfPeer is this binary in fluentd's place.
+func selfPeer(t *testing.T) peer {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	command := script(t, asPeer+"=1 exec "+self+` "$@"`) + " an-argument"
-	b := &bench{dir: t.TempDir(), duration: 200 * time.Millisecond, rounds: 1, until: time.Now().Add(time.Hour)}
-	if b.peers, err = findPeers("", command, ""); err != nil {
+	peers, err := findPeers("", script(t, asPeer+"=1 exec "+self+` "$@"`)+" an-argument", "")
+	if err != nil {
 		t.Fatal(err)
 	}
+	return peers[0]
+}
+
+func TestMeasurePeer(t *testing.T) {
+	b := &bench{dir: t.TempDir(), duration: 200 * time.Millisecond, rounds: 1, until: time.Now().Add(time.Hour), peers: []peer{selfPeer(t)}}
 	if b.peers[0].version != "receiver 1.2.3" {
 		t.Errorf("version %q", b.peers[0].version)
 	}
 	// On a busy machine the time of a round can be up before anything is sent.
 	measure := func(l line) *load.Report {
 		for limit := time.Now().Add(time.Minute); ; {
-			rep, err := b.measure(l)
+			rep, err := b.measure(t.Context(), l)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -237,7 +243,7 @@ func TestPeerThatEndsIsToldAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		begun := time.Now()
-		_, err = b.measure(line{"peer packed", "fluentbit", b.options("packed", 1)})
+		_, err = b.measure(t.Context(), line{"peer packed", "fluentbit", b.options("packed", 1)})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v; want %q", body, err, want)
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -24,7 +25,7 @@ type server struct {
 }
 
 // start runs a receiver and waits until it listens.
-func (b *bench) start(kind string) (*server, error) {
+func (b *bench) start(ctx context.Context, kind string) (*server, error) {
 	dir, err := os.MkdirTemp(b.dir, "run-")
 	if err != nil {
 		return nil, err
@@ -50,7 +51,7 @@ func (b *bench) start(kind string) (*server, error) {
 		s.exit = s.cmd.Wait()
 		close(s.ended)
 	}()
-	if err := s.listens(); err != nil {
+	if err := s.listens(ctx); err != nil {
 		said, readErr := os.ReadFile(log.Name())
 		if readErr != nil {
 			said = []byte(readErr.Error())
@@ -99,7 +100,7 @@ func (b *bench) command(s *server, kind string, port int) error {
 }
 
 // listens waits until somebody listens at the server's address.
-func (s *server) listens() error {
+func (s *server) listens(ctx context.Context) error {
 	for deadline := time.Now().Add(startGrace); ; {
 		c, err := net.Dial("tcp", s.addr)
 		if err == nil {
@@ -109,6 +110,8 @@ func (s *server) listens() error {
 			return err
 		}
 		select {
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-s.ended:
 			if s.exit == nil {
 				return fmt.Errorf("it ended by itself; its command must become the receiver, by exec")

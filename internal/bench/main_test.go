@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestFailuresFail: a case without a figure fails the whole, and so does one that
+// nobody knows.
+func TestFailuresFail(t *testing.T) {
+	common := []string{"-weir", "/nowhere/weir", "-dir", t.TempDir(), "-duration", "100ms", "-rounds", "1"}
+	for only, want := range map[string][]string{
+		"weir packed at half load": {"2 cases failed", `weir packed: `, "no such file", "half of what is not known"},
+		"weir message, no ack":     {"1 cases failed", "no such file"},
+		"receipt and output":       {"1 cases failed", "receipt and output: ", "no such file"},
+		"message in a bottle":      {"no case has it in its name"},
+	} {
+		err := run(t.Context(), append(common, "-only", only))
+		if err == nil {
+			t.Errorf("%s: no error", only)
+			continue
+		}
+		for _, w := range want {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %v; want %q in it", only, err, w)
+			}
+		}
+	}
+	if err := run(t.Context(), append(common, "-rounds", "0")); err == nil {
+		t.Error("no rounds: no error")
+	}
+	if err := run(t.Context(), append(common, "-only", "weir packed", "-limit", "0s")); err == nil || !strings.Contains(err.Error(), errTime.Error()) {
+		t.Errorf("no time: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := run(ctx, append(common, "-only", "limit")); err == nil || !strings.Contains(err.Error(), "interrupted") {
+		t.Errorf("interrupted: %v", err)
+	}
+}
+
+// TestHalfLoadIsHalf: a receiver that falls behind has not been measured at half load.
+func TestHalfLoadIsHalf(t *testing.T) {
+	b := &bench{dir: t.TempDir(), duration: 500 * time.Millisecond, rounds: 1, until: time.Now().Add(time.Hour), peers: []peer{selfPeer(t)}}
+	half := line{halfName, "fluentd", b.options("packed", 1)}
+	half.load.Rate = 1e9
+	if r, err := b.halfLoad(t.Context(), half); err == nil || !strings.Contains(err.Error(), "this is no half load") {
+		t.Errorf("%+v, %v", r, err)
+	}
+	half.load.Rate = 1000
+	if _, err := b.halfLoad(t.Context(), half); err != nil {
+		t.Error(err)
+	}
+}
