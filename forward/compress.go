@@ -19,23 +19,42 @@ const (
 	inflateWindow = gunzip.MaxPiece
 	// maxZstdWindow bounds the memory that a zstd frame can ask for.
 	maxZstdWindow = 8 << 20
-	// zstdPerCPU is how many zstd payloads are decompressed at once, for each
-	// CPU. Their windows are beside the memory budget, and decompressing waits for
-	// nothing but a CPU: more at once would only take more memory. It is more than
-	// one so that a small payload need not wait for all of a large one.
+	// gzipPerCPU and zstdPerCPU are how many payloads are decompressed at once, for each
+	// CPU. Their windows, of 0.1 and 8 MiB, are beside the memory budget, and
+	// decompressing waits for nothing but a CPU: more at once would only take more
+	// memory. It is more than one so that a small payload need not wait for all of a
+	// large one.
+	gzipPerCPU = 8
 	zstdPerCPU = 2
 )
 
 // inflater checks compressed payloads piece by piece; it never holds a whole
-// decompressed payload. Its decompressors are pooled.
+// decompressed payload.
 type inflater struct {
-	gzip, zstd sync.Pool
-	slots      chan struct{} // of zstd
-	waits      *atomic.Uint64
+	gzip, zstd *windows
+}
+
+// windows are pooled, and bounded in number.
+type windows struct {
+	pool  sync.Pool
+	slots chan struct{}
+	waits atomic.Uint64
 }
 
 func newInflater() inflater {
-	return inflater{slots: make(chan struct{}, zstdPerCPU*runtime.GOMAXPROCS(0)), waits: &atomic.Uint64{}}
+	cpus := runtime.GOMAXPROCS(0)
+	return inflater{
+		gzip: &windows{slots: make(chan struct{}, gzipPerCPU*cpus)},
+		zstd: &windows{slots: make(chan struct{}, zstdPerCPU*cpus)},
+	}
+}
+
+// of are those for a compression.
+func (f *inflater) of(c Compression) *windows {
+	if c == Zstd {
+		return f.zstd
+	}
+	return f.gzip
 }
 
 // window is one pooled decompressor with what belongs to it.
@@ -149,17 +168,17 @@ func (t *limited) next(keep int) ([]byte, error) {
 	return p, err
 }
 
-// open returns a pooled window with the text of the payload.
+// open returns a pooled window with the text of the payload. It waits while too many
+// are open.
 func (f *inflater) open(payload []byte, c Compression) (*window, error) {
-	if c == Zstd {
-		select {
-		case f.slots <- struct{}{}:
-		default:
-			f.waits.Add(1)
-			f.slots <- struct{}{}
-		}
+	of := f.of(c)
+	select {
+	case of.slots <- struct{}{}:
+	default:
+		of.waits.Add(1)
+		of.slots <- struct{}{}
 	}
-	w, _ := f.pool(c).Get().(*window)
+	w, _ := of.pool.Get().(*window)
 	if w == nil {
 		w = &window{}
 	}
@@ -191,23 +210,16 @@ func (f *inflater) open(payload []byte, c Compression) (*window, error) {
 	return w, nil
 }
 
-// close takes a window back.
+// close takes a window back, without the payload.
 func (f *inflater) close(w *window, c Compression) {
 	if c == Zstd {
 		w.zstd.src.Reset(nil)
-		f.zstd.Put(w)
-		<-f.slots
-		return
+	} else {
+		w.gzip.Reset(nil)
 	}
-	w.gzip.Reset(nil)
-	f.gzip.Put(w)
-}
-
-func (f *inflater) pool(c Compression) *sync.Pool {
-	if c == Zstd {
-		return &f.zstd
-	}
-	return &f.gzip
+	of := f.of(c)
+	of.pool.Put(w)
+	<-of.slots
 }
 
 // drain reads a text to its end. The scanner leaves at most a header unconsumed,

@@ -27,7 +27,7 @@ type Stats struct {
 	// AcksUnread those of senders that read no acks for too long.
 	Idle, Aged, AcksUnread uint64
 	// Waits counts by limit how often a connection was read no further for a
-	// while: in_flight, unread_acks, zstd.
+	// while: in_flight, unread_acks, gzip, zstd.
 	Waits map[string]uint64
 	// MemoryHeld, MemoryPeak and MemoryLimit are bytes read and not yet durable,
 	// with the buffers they lie in. MemoryWaiting counts sessions that wait.
@@ -125,7 +125,7 @@ func (s *Server) Stats() Stats {
 		Aged:            c.aged.Load(),
 		AcksUnread:      c.acksUnread.Load(),
 		Waits: map[string]uint64{
-			"in_flight": c.waitsInFlight.Load(), "unread_acks": c.waitsUnread.Load(), "zstd": s.inflater.waits.Load(),
+			"in_flight": c.waitsInFlight.Load(), "unread_acks": c.waitsUnread.Load(), "gzip": s.inflater.gzip.waits.Load(), "zstd": s.inflater.zstd.waits.Load(),
 		},
 		MemoryLimit: s.memory.limit,
 		Messages:    map[string]uint64{},
