@@ -70,6 +70,17 @@ func (w *segmentWriter) write(p []byte) {
 // ErrClosed, ctx's, or that of an entry beyond the format's limits), w is not
 // told anything.
 func (b *Buffer) Append(ctx context.Context, e *Entry, w Waiter) error {
+	return b.append(ctx, e, w, false)
+}
+
+// AppendLater is Append for who calls Commit as soon as it has nothing else to
+// append, and no later: until then, or until another one calls Append, the entry
+// need not be committed.
+func (b *Buffer) AppendLater(ctx context.Context, e *Entry, w Waiter) error {
+	return b.append(ctx, e, w, true)
+}
+
+func (b *Buffer) append(ctx context.Context, e *Entry, w Waiter, later bool) error {
 	size, err := e.size()
 	if err != nil {
 		return err
@@ -124,11 +135,22 @@ func (b *Buffer) Append(ctx context.Context, e *Entry, w Waiter) error {
 
 	b.mu.Lock()
 	g.copying--
-	if g.copying == 0 {
-		b.work.Signal()
+	if g.copying == 0 && g != b.next { // it is to be committed
+		b.copied.Broadcast()
+	}
+	if !later {
+		b.demand()
 	}
 	b.mu.Unlock()
 	return nil
+}
+
+// demand sees to it that the next commit is made. b.mu is held.
+func (b *Buffer) demand() {
+	if !b.due {
+		b.due = true
+		b.work.Signal()
+	}
 }
 
 // makeRoom waits or acts until an entry of size bytes may be appended. b.mu is
@@ -151,6 +173,7 @@ func (b *Buffer) makeRoom(ctx context.Context, size int64) error {
 				b.room.Broadcast()
 			})
 		}
+		b.demand() // nobody else may
 		b.room.Wait()
 		return ctx.Err()
 	}

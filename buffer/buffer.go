@@ -116,19 +116,25 @@ type Buffer struct {
 	cursors    []*Cursor // in the order of Options.Cursors
 
 	mu      sync.Mutex
-	work    sync.Cond // the committer waits: entries, copies that end, closing
+	work    sync.Cond // the committer waits: due, rotate, committing, closed
+	copied  sync.Cond // who commits waits: copies that end
 	room    sync.Cond // Append waits: the next commit, total_limit_size
 	next    *group    // gathers entries
 	current *group    // is being committed
-	company uint64    // entries that were on their way when the last commit ended
-	chunks  []*chunk  // ascending; the last one may be active
-	total   tally     // what all chunks since Open have held
-	lastSeq uint64
-	seed    uint32 // of the last group
-	rotate  bool   // seal the active chunk, so that it can be dropped
-	closed  bool
-	backlog int64 // undelivered bytes of the slowest cursor
-	stats   counters
+	due     bool      // next is to be committed
+	// committing is held by who commits or seals: the committer, or Commit. What
+	// is said to be the committer's own belongs to it.
+	committing bool
+	took       time.Duration // by a commit, a mean of the last ones
+	company    uint64        // entries that were on their way when the last commit ended
+	chunks     []*chunk      // ascending; the last one may be active
+	total      tally         // what all chunks since Open have held
+	lastSeq    uint64
+	seed       uint32 // of the last group
+	rotate     bool   // seal the active chunk, so that it can be dropped
+	closed     bool
+	backlog    int64 // undelivered bytes of the slowest cursor
+	stats      counters
 
 	// spares are names of files to use again; sparing counts those on the way.
 	spares  []string
@@ -186,7 +192,7 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 	b.recents.limit = recentLimit
 	b.pendingIDs = map[id]*group{}
 	b.idLog.b = b
-	b.work.L, b.room.L = &b.mu, &b.mu
+	b.work.L, b.copied.L, b.room.L = &b.mu, &b.mu, &b.mu
 	b.seed = rand.Uint32()
 	b.next = b.newGroup()
 	if err := b.fs.MkdirAll(opt.Dir); err != nil {

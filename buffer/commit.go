@@ -57,38 +57,90 @@ func (b *Buffer) commitLoop() {
 	defer close(b.completions)
 	for {
 		b.mu.Lock()
-		for b.next.entries == 0 && !b.closed && !b.rotate {
+		for b.committing || !b.due && !b.closed && !b.rotate {
 			b.work.Wait()
 		}
-		if b.rotate {
+		b.committing = true
+		switch {
+		case b.rotate:
 			b.rotate = false
 			b.mu.Unlock()
 			b.seal()
-			continue
-		}
-		if b.next.entries == 0 {
+		case b.next.entries == 0 && b.closed:
+			b.committing = false
 			b.mu.Unlock()
 			return
+		case b.next.entries == 0: // Commit was faster
+			b.due = false
+			b.mu.Unlock()
+		default:
+			b.gather()
+			b.commitNext()
 		}
-		b.gather()
-		g := b.next
-		b.next = b.newGroup()
-		b.current = g
-		b.room.Broadcast()
-		for g.copying > 0 {
-			b.work.Wait()
-		}
+		b.mu.Lock()
+		b.committing = false
 		b.mu.Unlock()
-
-		g.err = b.commit(g)
-		if g.err != nil {
-			b.failed(g)
-		}
-		for _, s := range g.segments {
-			b.segments.put(s)
-		}
-		b.complete(g)
 	}
+}
+
+// slowCommit is how long commits may take, by their mean, for Commit to make them.
+const slowCommit = 2 * time.Millisecond
+
+// Commit commits what has been appended. It does so itself if nobody else is at
+// it and commits are fast, which spares waking another goroutine, and thread, for
+// each; then the waiters have been told when it returns. Else it only
+// sees to it that it is done.
+func (b *Buffer) Commit() {
+	b.mu.Lock()
+	if b.next.entries == 0 {
+		b.mu.Unlock()
+		return
+	}
+	if b.committing || b.rotate || b.closed || b.took > slowCommit {
+		b.demand()
+		b.mu.Unlock()
+		return
+	}
+	b.committing = true
+	b.commitNext()
+	b.mu.Lock()
+	b.committing = false
+	if b.due || b.rotate || b.closed {
+		b.work.Signal()
+	}
+	b.mu.Unlock()
+}
+
+// CommitSoon is Commit by another goroutine; it does not wait.
+func (b *Buffer) CommitSoon() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next.entries > 0 {
+		b.demand()
+	}
+}
+
+// commitNext makes a commit of what has gathered. b.mu is held, and released;
+// b.committing belongs to the caller.
+func (b *Buffer) commitNext() {
+	g := b.next
+	b.next = b.newGroup()
+	b.due = false
+	b.current = g
+	b.room.Broadcast()
+	for g.copying > 0 {
+		b.copied.Wait()
+	}
+	b.mu.Unlock()
+
+	g.err = b.commit(g)
+	if g.err != nil {
+		b.failed(g)
+	}
+	for _, s := range g.segments {
+		b.segments.put(s)
+	}
+	b.complete(g)
 }
 
 // complete sees to it that the group's waiters are told: by the committer itself
@@ -240,6 +292,7 @@ func (b *Buffer) committed(g *group, c *chunk, length int64, took time.Duration)
 	b.current = nil
 	b.settle(g, true)
 	b.company = g.entries + b.next.entries
+	b.took += (took - b.took) / 8
 	b.stats.observe(took)
 	b.stats.commits++
 	b.stats.bytes += uint64(length)

@@ -167,12 +167,16 @@ func powerCut(t *testing.T, seed uint64) (states, reused, resent int) {
 				for range 1 + rnd.IntN(3) {
 					var n int
 					p.read(func() { n = p.begun; p.begun++ })
-					out := newOutcome()
-					if err := b.Append(t.Context(), entry(n, p.size(n)), out); err != nil {
+					out, store := newOutcome(), b.Append
+					if seed%2 == 1 {
+						store = b.AppendLater
+					}
+					if err := store(t.Context(), entry(n, p.size(n)), out); err != nil {
 						t.Fatal(err)
 					}
 					outcomes = append(outcomes, out)
 				}
+				b.Commit()
 				for _, out := range outcomes {
 					if err := out.wait(t); err != nil {
 						t.Fatal(err)

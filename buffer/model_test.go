@@ -88,7 +88,14 @@ func (s *model) store(t *rapid.T, n int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	o := newOutcome()
-	err := s.b.Append(ctx, entry(n, s.size(n)), o)
+	var err error
+	if rapid.Bool().Draw(t, "later") {
+		if err = s.b.AppendLater(ctx, entry(n, s.size(n)), o); err == nil {
+			s.b.Commit()
+		}
+	} else {
+		err = s.b.Append(ctx, entry(n, s.size(n)), o)
+	}
 	if err == nil {
 		return <-o
 	}
