@@ -79,6 +79,9 @@ func (s *session) stopReading() {
 
 // kick wakes a read that waits.
 func (s *session) kick() {
+	if s.srv.poller.unpark(s) {
+		return
+	}
 	// An error means that the connection is closed, which wakes it as well.
 	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 }
@@ -158,7 +161,7 @@ func (s *session) flush() {
 	var err error
 	if s.raw != nil {
 		s.toWrite = out
-		err = s.raw.Write(s.writeFD)
+		err = s.raw.Control(s.writeFD)
 		s.toWrite = nil
 		written = max(s.writeN, 0)
 		if err == nil && s.writeErr != syscall.EAGAIN && s.writeErr != syscall.EINTR {
@@ -177,11 +180,8 @@ func (s *session) flush() {
 	}
 }
 
-// tryWrite writes the acks that flush has taken, without waiting.
-func (s *session) tryWrite(fd uintptr) bool {
-	s.writeN, s.writeErr = syscall.Write(int(fd), s.toWrite)
-	return true
-}
+// writeNow writes the acks that flush has taken, without waiting.
+func (s *session) writeNow(fd uintptr) { s.writeN, s.writeErr = sendNow(fd, s.toWrite) }
 
 // takeOut takes the acks to be written; s.writing keeps others from writing
 // until wrote.

@@ -163,11 +163,11 @@ func (s *Server) admit(conn net.Conn, v *visitor) {
 	s.sessions[ses] = struct{}{}
 	s.wait.Add(1)
 	s.mu.Unlock()
-	go func() {
-		defer s.wait.Done()
-		ses.serve(s.ctx)
-		s.depart(v, ses)
-	}()
+	if !v.proxied && s.config.Security == nil && ses.mayPark() {
+		s.poller.park(ses)
+		return
+	}
+	go ses.serve(s.ctx)
 }
 
 // countClient counts an open connection of the client, unless its PROXY header

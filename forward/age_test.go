@@ -18,7 +18,7 @@ import (
 // last one is acked; one that is idle ends as well.
 func TestMaxConnectionAge(t *testing.T) {
 	const age = time.Second // for the first write on a busy machine
-	h := &parked{}
+	h := &keeper{}
 	r := serve(t, Config{Handler: h, MaxConnectionAge: age})
 	begin := time.Now()
 	idle, busy := r.dial(), r.dial()

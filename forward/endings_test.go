@@ -17,7 +17,7 @@ import (
 // disk. weir closes its own side soon, the message is stored nevertheless.
 func TestHalfClosed(t *testing.T) {
 	for _, secure := range []bool{false, true} {
-		h := &parked{}
+		h := &keeper{}
 		c := Config{Handler: h, busyGrace: busyGrace}
 		r := serve(t, c)
 		if secure {

@@ -339,19 +339,19 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// parked is a Handler that keeps messages until they are released.
-type parked struct {
+// keeper is a Handler that keeps messages until they are released.
+type keeper struct {
 	mu   sync.Mutex
 	held []*Message
 }
 
-func (p *parked) Handle(_ context.Context, m *Message) {
+func (p *keeper) Handle(_ context.Context, m *Message) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.held = append(p.held, m)
 }
 
-func (p *parked) count() int {
+func (p *keeper) count() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.held)
@@ -360,7 +360,7 @@ func (p *parked) count() int {
 // TestAckOrder: messages become durable in another order than they came; the
 // acks leave in the order of arrival, and none before its message is durable.
 func TestAckOrder(t *testing.T) {
-	h := &parked{}
+	h := &keeper{}
 	r := serve(t, Config{Handler: h})
 	conn := r.dial()
 	for i := range 4 {
@@ -593,7 +593,7 @@ func (r *running) unread(n *int) error {
 // TestShutdown: what was sent before is handled and acked, half a message is
 // not, and the connections are closed.
 func TestShutdown(t *testing.T) {
-	h := &parked{}
+	h := &keeper{}
 	srv, err := NewServer(Config{Handler: h, Log: zaptest.NewLogger(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -720,7 +720,7 @@ func TestDenyKeepalive(t *testing.T) {
 // read no further than its limit, and read on once they do.
 func TestInFlightIsBounded(t *testing.T) {
 	const more = 50
-	h := &parked{}
+	h := &keeper{}
 	r := serve(t, Config{Handler: h})
 	conn := r.dial()
 	if _, err := conn.Write(bytes.Repeat(pack([]any{"t", stream(1)}), maxInFlight+more)); err != nil {

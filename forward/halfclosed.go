@@ -46,9 +46,10 @@ func (s *Server) watchHalfClosed() {
 		case now := <-w.timer.C:
 			begun := w.begun.Swap(false)
 			open := 0
+			s.poller.relieve()
 			if w.sessions.Load() > 0 {
 				open = s.endHalfClosed(now)
-			} else if !begun {
+			} else if !begun && !s.poller.working.Load() {
 				w.on.Store(false)
 				if w.sessions.Load() == 0 { // else one has become busy before on was false
 					continue

@@ -70,6 +70,9 @@ type Message struct {
 	// Duplicate may be set by the handler before Done(nil): the message was stored
 	// before and is not stored again. It is acked, and counted as nothing else.
 	Duplicate bool
+	// Batched says that Flush of a Flusher is called after this message, and maybe
+	// others of other senders.
+	Batched bool
 
 	session *session
 	wantAck bool
@@ -103,6 +106,16 @@ type Handler interface {
 	// which stops the reading of that connection. ctx ends when the server is
 	// closed: Handle must not block on then, for Close waits for it.
 	Handle(ctx context.Context, m *Message)
+}
+
+// Flusher is a Handler that gains from handling messages of several senders
+// together: it may put off what it does for those that are Batched.
+type Flusher interface {
+	Handler
+	// Flush is called after some messages that were Batched, by the goroutine that
+	// has called Handle. It sees to it that they will be Done. It may block, as
+	// Handle may.
+	Flush()
 }
 
 // Refusal is an error with the short reason under which it is counted.

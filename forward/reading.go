@@ -23,13 +23,13 @@ func (s *session) fill(ctx context.Context) error {
 		}
 		n, err := s.read(ctx)
 		if n > 0 {
-			s.heard = true
-			s.readAt = time.Now()
-			s.w += n
-			s.largest = max(s.largest, s.w)
+			s.got(n)
 			return nil
 		}
 		switch {
+		case s.quiet:
+			s.quiet = false
+			return errQuiet
 		case err == nil || errors.Is(err, io.EOF):
 			return s.endOfStream()
 		case errors.Is(err, syscall.EAGAIN) && s.leaving && !s.srv.draining.Load():
@@ -64,6 +64,14 @@ func (s *session) fill(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// got notes n bytes that were read into the buffer.
+func (s *session) got(n int) {
+	s.heard = true
+	s.readAt = time.Now()
+	s.w += n
+	s.largest = max(s.largest, s.w)
 }
 
 // deadline sets how long the next read may take. A kick (a deadline in the
@@ -180,7 +188,6 @@ func (s *session) read(ctx context.Context) (int, error) {
 		return s.conn.Read((*s.buf)[s.w:s.readEnd()])
 	}
 	for {
-		s.starved = false
 		if err := s.raw.Read(s.readFD); err != nil {
 			return 0, err
 		}
@@ -194,27 +201,40 @@ func (s *session) read(ctx context.Context) (int, error) {
 }
 
 // tryRead reads without waiting. When nothing is there it gives the buffer back
-// and asks to be called again once something is.
+// and asks to be called again once something is, unless the poller may as well
+// wait for it.
 func (s *session) tryRead(fd uintptr) bool {
+	s.readNow(fd)
+	if s.starved || s.readErr != syscall.EAGAIN {
+		return true
+	}
+	s.parkBuffer()
+	s.quiet = s.whole >= parkAfter && s.buf == nil && !s.sweeping && s.mayPark()
+	return s.quiet || s.sweeping && !s.grace
+}
+
+// readNow reads what is there, into a buffer that it takes if there is none.
+func (s *session) readNow(fd uintptr) {
+	s.starved = false
 	if s.buf == nil {
 		if !s.srv.memory.try(s.want) {
 			s.starved = true
-			return true
+			return
 		}
 		s.setBuffer()
 	}
+	p := (*s.buf)[s.w:s.readEnd()]
+	if s.batched {
+		s.readN, s.readErr = receiveNow(fd, p)
+		return
+	}
 	for {
-		s.readN, s.readErr = syscall.Read(int(fd), (*s.buf)[s.w:s.readEnd()])
-		switch s.readErr {
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-			s.readN = 0
-			s.parkBuffer()
-			return s.sweeping && !s.grace
+		// Long copies are better known to the scheduler.
+		s.readN, s.readErr = syscall.Read(int(fd), p)
+		if s.readErr != syscall.EINTR {
+			s.readN = max(s.readN, 0)
+			return
 		}
-		s.readN = max(s.readN, 0)
-		return true
 	}
 }
 

@@ -120,6 +120,8 @@ type Server struct {
 	penalties  penalties
 	senders    senderTable
 	acks       ackQueue
+	poller     *poller
+	flusher    Flusher // the handler, if it is one
 	halfClosed halfClosedWatch
 	nonce      func(b []byte) // fills b with random bytes
 	tag        []byte         // replaces tags, if not empty
@@ -178,6 +180,11 @@ func NewServer(c Config) (*Server, error) {
 	if c.TagPrefix != "" {
 		s.tagPrefix = []byte(c.TagPrefix + ".")
 	}
+	s.flusher, _ = c.Handler.(Flusher)
+	var err error
+	if s.poller, err = newPoller(s); err != nil {
+		return nil, err
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.acks.init()
 	go func() {
@@ -188,6 +195,13 @@ func NewServer(c Config) (*Server, error) {
 	s.halfClosed.on.Store(true)
 	s.watcher.Go(s.watchHalfClosed)
 	return s, nil
+}
+
+// flush has the handler do what it has put off.
+func (s *Server) flush() {
+	if s.flusher != nil {
+		s.flusher.Flush()
+	}
 }
 
 func (c *Config) setDefaults() {

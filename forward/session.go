@@ -38,6 +38,7 @@ var (
 	errClosing = errors.New("the connection is closed after a refused message, or because its acks cannot be written")
 	errIdle    = errors.New("idle for longer than the limit")
 	errAged    = errors.New("older than max_connection_age")
+	errQuiet   = errors.New("nothing has come for the moment")
 )
 
 // session is one connection: read, scan, Handler, ack.
@@ -67,12 +68,20 @@ type session struct {
 	readAt    time.Time  // of the last read
 	fresh     *Message   // cleared messages
 	readFD    func(fd uintptr) bool
+	readNowFD func(fd uintptr)
 	readN     int
 	readErr   error
 	starved   bool
+	quiet     bool // tryRead found nothing, and the session may wait in the poller
 	handed    bool // a message has been handed to the handler
 	acked     bool // the sender has asked for an ack
 	leaving   bool // it has its age: what is there is read, and no more
+	batched   bool // the poller handles it
+	whole     int  // so often in a row all that had come was whole messages
+
+	owner      atomic.Int32
+	again      atomic.Bool // the sender has done something, see turn
+	descriptor int32       // in the poller's set; of the owner
 
 	closing    atomic.Bool  // a message was refused, or no ack can be written: read no more
 	busySince  atomic.Int64 // Unix nanoseconds since when it waits for something else than its sender, or 0
@@ -92,7 +101,7 @@ type session struct {
 	dead     bool     // the connection cannot be written to
 
 	// Of whoever has set writing; made once, so that a write allocates nothing.
-	writeFD  func(fd uintptr) bool
+	writeFD  func(fd uintptr)
 	toWrite  []byte
 	writeN   int
 	writeErr error
@@ -102,7 +111,8 @@ func newSession(v *visitor, conn net.Conn) *session {
 	srv := v.srv
 	s := &session{visitor: v, conn: conn, socket: conn, want: minBuffer}
 	s.change.L = &s.mu
-	s.readFD, s.writeFD = s.tryRead, s.tryWrite
+	s.readFD, s.readNowFD, s.writeFD = s.tryRead, s.readNow, s.writeNow
+	s.parser.reset(srv.limits)
 	if age := srv.config.MaxConnectionAge; age > 0 {
 		spread := time.Duration((rand.Float64() - 0.5) / 5 * float64(age))
 		s.retireAt = s.since.Add(age + spread)
@@ -121,21 +131,41 @@ func newSession(v *visitor, conn net.Conn) *session {
 
 // serve runs the connection from its first byte to its last.
 func (s *session) serve(ctx context.Context) {
-	defer s.idle()
-	defer s.conn.Close()
-	defer s.giveBuffer()
 	err := s.readProxyHeader()
 	if err == nil {
 		err = s.authenticate(ctx)
 	}
+	s.whole = parkAfter // nothing else is known
+	s.run(ctx, err)
+}
+
+// run reads messages until the connection ends, or may wait in the poller; err
+// says why it ends already.
+func (s *session) run(ctx context.Context, err error) {
 	if err == nil {
 		err = s.readMessages(ctx)
+	}
+	if errors.Is(err, errQuiet) {
+		s.srv.poller.park(s)
+		return
 	}
 	s.ended(err)
 	s.finish()
 	if errors.Is(err, errAged) && s.acked {
 		s.linger()
 	}
+	s.giveBuffer()
+	s.conn.Close()
+	s.idle()
+	s.srv.depart(s.visitor, s)
+	s.srv.wait.Done()
+}
+
+// mayPark reports whether the poller may wait for the session's sender. It knows no
+// deadlines, and cannot wait for a resolver.
+func (s *session) mayPark() bool {
+	c := &s.srv.config
+	return s.raw != nil && c.IdleTimeout <= 0 && c.SourceHostnameKey == "" && s.retireAt.IsZero()
 }
 
 // linger ends an aged connection from weir's side and drops what still comes,
@@ -155,7 +185,6 @@ func (s *session) linger() {
 
 // readMessages reads until the connection ends, for whatever reason.
 func (s *session) readMessages(ctx context.Context) error {
-	s.parser.reset(s.srv.limits)
 	for {
 		for s.w > s.r {
 			more, err := s.next(ctx)
@@ -163,12 +192,16 @@ func (s *session) readMessages(ctx context.Context) error {
 				return err
 			}
 			if more {
+				s.whole = 0
 				if s.begun.IsZero() {
 					s.begun = time.Now()
 				}
 				break
 			}
 			s.begun = time.Time{}
+		}
+		if s.r == s.w {
+			s.whole++
 		}
 		if err := s.fill(ctx); err != nil {
 			return err
@@ -314,7 +347,7 @@ func (s *session) hand(ctx context.Context, m *Message) error {
 	if s.readAt.IsZero() { // it came with the handshake
 		s.readAt = time.Now()
 	}
-	m.Received = s.readAt
+	m.Received, m.Batched = s.readAt, s.batched
 	s.rename(m)
 	s.acked = s.acked || m.wantAck
 	s.mu.Lock()

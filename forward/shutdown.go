@@ -123,6 +123,7 @@ func (s *Server) Close() error {
 	}
 	for ses := range s.sessions {
 		ses.conn.Close()
+		ses.kick()
 	}
 	s.mu.Unlock()
 	errs = append(errs, s.closeListeners())
@@ -131,6 +132,7 @@ func (s *Server) Close() error {
 	s.watcher.Wait()
 	if first {
 		s.acks.close()
+		errs = append(errs, s.poller.close())
 	}
 	<-s.acksDone
 	return errors.Join(errs...)

@@ -27,7 +27,9 @@ type Stats struct {
 	// AcksUnread those of senders that read no acks for too long.
 	Idle, Aged, AcksUnread uint64
 	// Waits counts by limit how often a connection was read no further for a
-	// while: in_flight, unread_acks, gzip, zstd.
+	// while: in_flight, unread_acks, gzip, zstd; and under poller how often all those that
+	// had nothing under way waited for a quarter of a second and more, because a
+	// Handler blocked.
 	Waits map[string]uint64
 	// MemoryHeld, MemoryPeak and MemoryLimit are bytes read and not yet durable,
 	// with the buffers they lie in. MemoryWaiting counts sessions that wait.
@@ -74,6 +76,7 @@ type counters struct {
 	accepted, refused, handshakeFailed atomic.Uint64
 	halfClosed, idle, aged, acksUnread atomic.Uint64
 	waitsInFlight, waitsUnread         atomic.Uint64
+	waitsPoller                        atomic.Uint64
 	messages, events, bytes            [modes]atomic.Uint64
 	inFlight                           atomic.Int64
 	acks, duplicates                   atomic.Uint64
@@ -126,6 +129,7 @@ func (s *Server) Stats() Stats {
 		AcksUnread:      c.acksUnread.Load(),
 		Waits: map[string]uint64{
 			"in_flight": c.waitsInFlight.Load(), "unread_acks": c.waitsUnread.Load(), "gzip": s.inflater.gzip.waits.Load(), "zstd": s.inflater.zstd.waits.Load(),
+			"poller": c.waitsPoller.Load(),
 		},
 		MemoryLimit: s.memory.limit,
 		Messages:    map[string]uint64{},

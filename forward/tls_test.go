@@ -91,7 +91,7 @@ func TestTLSBadClients(t *testing.T) {
 
 // TestTLSShutdown: what was sent over TLS before is acked.
 func TestTLSShutdown(t *testing.T) {
-	h := &parked{}
+	h := &keeper{}
 	r := serve(t, Config{Handler: h, TLS: serverTLS(t)})
 	conn, err := tls.Dial("tcp", r.addr, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {

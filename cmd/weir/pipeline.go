@@ -28,6 +28,7 @@ type match struct {
 	buffer   *buffer.Buffer
 	rejected *quarantine.Store // what of its messages can never be taken
 	runners  []*output.Runner  // in the order of config.Outputs
+	batched  atomic.Bool       // messages wait for Flush
 	running  sync.WaitGroup    // of runners
 	cancel   context.CancelFunc
 }
@@ -192,8 +193,31 @@ func (r *route) Handle(ctx context.Context, m *forward.Message) {
 	case forward.Zstd:
 		e.Flags = buffer.FlagZstd
 	}
-	if err := r.matches[c].buffer.Append(ctx, &e, waiter); err != nil {
+	to := r.matches[c]
+	store := to.buffer.Append
+	if m.Batched {
+		to.batched.Store(true)
+		store = to.buffer.AppendLater
+	}
+	if err := store(ctx, &e, waiter); err != nil {
 		waiter.Done(err)
+	}
+}
+
+// Flush implements forward.Flusher. The commits of several buffers are made side by
+// side.
+func (r *route) Flush() {
+	var last *match
+	for _, m := range r.matches {
+		if m.batched.Load() && m.batched.Swap(false) {
+			if last != nil {
+				last.buffer.CommitSoon()
+			}
+			last = m
+		}
+	}
+	if last != nil {
+		last.buffer.Commit()
 	}
 }
 

@@ -137,7 +137,7 @@ type Traffic struct {
 	// aged, acks_unread.
 	Connections map[string]uint64 `json:"connections"`
 	// Waits counts by limit how often a connection was read no further for a while:
-	// in_flight, unread_acks, gzip, zstd.
+	// in_flight, unread_acks, gzip, zstd, poller.
 	Waits map[string]uint64 `json:"waits"`
 	// Refused counts messages that were not taken and not acked, by reason.
 	Refused map[string]uint64 `json:"refused_messages"`
