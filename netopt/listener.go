@@ -44,6 +44,8 @@ type Listener struct {
 	peak     peaks
 	accepted atomic.Uint64
 	starved  atomic.Uint64 // accept(2) failed for lack of descriptors or memory
+	// moderated counts the waits of storms.
+	moderated atomic.Uint64
 
 	mu      sync.Mutex
 	asked   int
@@ -82,6 +84,9 @@ type Queue struct {
 	Accepted uint64
 	// Starved counts how often accept(2) found no descriptor or memory.
 	Starved uint64
+	// Moderated counts how often AcceptSpeaking left what comes in the queue for up
+	// to three milliseconds, to take it together.
+	Moderated uint64
 }
 
 // newListener wraps a bound socket, which it owns whether it fails or not.
@@ -106,6 +111,7 @@ func newListener(fd int, path string, asked int) (*Listener, error) {
 // queued at each.
 func (l *Listener) makeReady() error {
 	l.lobby.step, l.lobby.socket, l.lobby.timer, l.lobby.patience = l.step, l.fd, -1, patience
+	l.lobby.storm = newStorm()
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("epoll_create1", err)
@@ -241,7 +247,7 @@ func (l *Listener) reading(fd int) (depth, backlog int, err error) {
 
 // Queue reads the accept queue.
 func (l *Listener) Queue() (Queue, error) {
-	q := Queue{Accepted: l.accepted.Load(), Starved: l.starved.Load()}
+	q := Queue{Accepted: l.accepted.Load(), Starved: l.starved.Load(), Moderated: l.moderated.Load()}
 	err := l.control(func(fd int) (err error) {
 		if q.Depth, q.Capacity, err = l.reading(fd); err == nil && l.unix == nil {
 			q.Drops, err = socketDrops(fd)

@@ -34,6 +34,7 @@ type lobby struct {
 	arrive func(remote net.Addr) (guest any, ok bool)
 	leave  func(guest any)
 
+	storm    storm
 	queued   int // in the accept queue for certain
 	events   [64]unix.EpollEvent
 	next, n  int              // events[next:n] are not handled yet
@@ -71,6 +72,9 @@ func (l *Listener) step(ep uintptr) bool {
 		l.waiting.Add(-1)
 	}
 	polled := false
+	if b.storm.on {
+		b.queued = 1 // nobody tells
+	}
 	for range maxSteps {
 		switch {
 		case len(b.ready) > 0:
@@ -104,6 +108,10 @@ func (l *Listener) step(ep uintptr) bool {
 				b.sweep(int(ep), now.Add(-b.patience))
 			}
 			if len(b.ready) == 0 {
+				b.weather(int(ep))
+				if b.storm.on {
+					l.moderated.Add(1)
+				}
 				b.round = 0
 				b.setTimer()
 				b.waits = true
@@ -121,8 +129,11 @@ func (l *Listener) take(ep int) {
 	b := &l.lobby
 	now := time.Now()
 	if l.unix == nil { // whose depth is not cheap: they are accepted until there is none
-		depth, _, errno := acceptQueue(b.socket)
+		depth, backlog, errno := acceptQueue(b.socket)
 		if errno == 0 {
+			if b.round == 0 {
+				b.storm.reading(depth, backlog)
+			}
 			if b.queued = depth; depth == 0 {
 				return
 			}
@@ -157,9 +168,12 @@ func (l *Listener) take(ep int) {
 	}
 	b.waiting[int32(fd)] = g
 	b.round++
+	b.storm.came(now)
 	dense := now.Sub(b.last) < moderation
 	b.last = now
 	switch {
+	case b.storm.on: // it is looked at when all have been taken
+		b.fresh = append(b.fresh, g)
 	case b.spoke && b.look(ep, g): // as the one before, which may have come just so
 	case dense && !b.spoke:
 		b.fresh = append(b.fresh, g)
@@ -181,11 +195,13 @@ func (b *lobby) look(ep int, g *guest) bool {
 	switch {
 	case n > 0:
 		b.spoke = true
+		b.storm.did(true)
 		b.dismiss(ep, g)
 	case errno == unix.EAGAIN || errno == unix.EINTR:
 		return false
 	default: // its end, or a reset
 		b.spoke = false
+		b.storm.did(false)
 		b.forget(g)
 		closeNow(g.fd)
 		if b.leave != nil {
@@ -201,7 +217,7 @@ func (b *lobby) look(ep int, g *guest) bool {
 func (b *lobby) lookAtFresh(ep int) {
 	kept := b.fresh[:0]
 	for _, g := range b.fresh {
-		if (g.seen || b.round > 1) && b.look(ep, g) {
+		if (g.seen || b.round > 1 || b.storm.on) && b.look(ep, g) {
 			continue
 		}
 		if g.seen {
@@ -215,12 +231,31 @@ func (b *lobby) lookAtFresh(ep int) {
 	b.fresh = kept
 }
 
-// setTimer sees to it that no guest waits for longer than moderation, if it is
-// fresh, or patience. A deadline of the runtime would cost more than the wake-ups
-// that it spares: it starts a thread to wait for each that is earlier than the last.
+// weather lets the listening socket wake nobody in a storm, and again when it is over:
+// epoll_ctl(2) then tells of what has come meanwhile. It cannot fail, the set has the
+// socket.
+func (b *lobby) weather(ep int) {
+	on := b.arrive != nil && b.storm.rages(time.Now())
+	if on == b.storm.on {
+		return
+	}
+	events := uint32(unix.EPOLLIN | unix.EPOLLET)
+	if on {
+		events = 0
+	}
+	epollSet(ep, unix.EPOLL_CTL_MOD, b.socket, events)
+	b.storm.on = on
+}
+
+// setTimer sees to it that nothing in the queue waits for longer than a storm's
+// wait, and no guest for longer than moderation, if it is fresh, or patience. A
+// deadline of the runtime would cost more than the wake-ups that it spares: it
+// starts a thread to wait for each that is earlier than the last.
 func (b *lobby) setTimer() {
 	var after time.Duration
 	switch {
+	case b.storm.on:
+		after = b.storm.wait()
 	case len(b.fresh) > 0:
 		after = moderation
 	case b.timed == moderation && len(b.waiting) == 0:

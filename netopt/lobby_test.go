@@ -20,7 +20,10 @@ type lobby struct {
 
 	mu       sync.Mutex
 	refuse   bool
-	arrived  map[string]int // by remote address; the guests are these numbers
+	arrived  int              // how many; the guests are numbered from 1
+	guests   map[string][]int // by remote address, which may be used again
+	nth      map[net.Conn]int // which one of its address a client is, from 0
+	dials    map[string]int   // how many of an address there were
 	left     map[int]bool
 	returned map[int]net.Conn
 	err      error
@@ -33,7 +36,7 @@ func openLobby(t *testing.T, hold time.Duration) *lobby {
 }
 
 func openLobbyOn(t *testing.T, l *netopt.Listener, hold time.Duration) *lobby {
-	b := &lobby{t: t, l: l, arrived: map[string]int{}, left: map[int]bool{}, returned: map[int]net.Conn{}, ended: make(chan struct{})}
+	b := &lobby{t: t, l: l, guests: map[string][]int{}, nth: map[net.Conn]int{}, dials: map[string]int{}, left: map[int]bool{}, returned: map[int]net.Conn{}, ended: make(chan struct{})}
 	if hold > 0 {
 		b.l.SetPatience(hold)
 	}
@@ -70,9 +73,9 @@ func (b *lobby) arrive(remote net.Addr) (any, bool) {
 	if b.refuse {
 		return nil, false
 	}
-	n := len(b.arrived) + 1
-	b.arrived[remote.String()] = n
-	return n, true
+	b.arrived++
+	b.guests[remote.String()] = append(b.guests[remote.String()], b.arrived)
+	return b.arrived, true
 }
 
 func (b *lobby) leave(guest any) {
@@ -92,6 +95,8 @@ func (b *lobby) dial() *net.TCPConn {
 		b.t.Fatal(err)
 	}
 	b.t.Cleanup(func() { c.Close() })
+	b.nth[c] = b.dials[c.LocalAddr().String()]
+	b.dials[c.LocalAddr().String()]++
 	return c.(*net.TCPConn)
 }
 
@@ -101,7 +106,7 @@ func (b *lobby) await(what string, is func() bool) {
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		b.mu.Lock()
 		ok := is()
-		state := fmt.Sprintf("%d arrived, %d left, %d returned", len(b.arrived), len(b.left), len(b.returned))
+		state := fmt.Sprintf("%d arrived, %d left, %d returned", b.arrived, len(b.left), len(b.returned))
 		b.mu.Unlock()
 		if ok {
 			return
@@ -115,7 +120,14 @@ func (b *lobby) await(what string, is func() bool) {
 // guest is the number of a client, which must have arrived.
 func (b *lobby) guest(c net.Conn) (n int) {
 	b.t.Helper()
-	b.await("arrival", func() bool { n = b.arrived[c.LocalAddr().String()]; return n > 0 })
+	b.await("arrival", func() bool {
+		guests := b.guests[c.LocalAddr().String()]
+		if len(guests) <= b.nth[c] {
+			return false
+		}
+		n = guests[b.nth[c]]
+		return true
+	})
 	return n
 }
 
@@ -226,7 +238,7 @@ func TestSpeakingDense(t *testing.T) {
 	<-b.ended
 	for i, c := range all {
 		c.Close()
-		if conn := b.returned[b.arrived[c.LocalAddr().String()]]; (conn != nil) != (i%3 == 0 || i%3 == 2 && i%2 == 0) {
+		if conn := b.returned[b.guest(c)]; (conn != nil) != (i%3 == 0 || i%3 == 2 && i%2 == 0) {
 			t.Errorf("client %d: %v", i, conn)
 		} else if conn != nil {
 			conn.Close()

@@ -137,6 +137,7 @@ func (s *server) addListener(snap *status.Snapshot, src *source, l *listener) {
 		snap.Problems = append(snap.Problems, err.Error())
 		return
 	}
+	snap.Traffic.Waits["accept"] += q.Moderated
 	if q.Starved > 0 && note == "" {
 		note = fmt.Sprintf("out of descriptors or memory %d times; raise LimitNOFILE", q.Starved)
 	}

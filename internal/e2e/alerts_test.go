@@ -292,8 +292,12 @@ func TestReloadUnderStorm(t *testing.T) {
 		}
 		return nil
 	})
-	if m := metric(ns.get(t, "http://"+w.status+"/metrics"), fmt.Sprintf("weir_listener_backlog_granted{name=%q}", w.addr)); m != float64(backlog) {
+	metrics := ns.get(t, "http://"+w.status+"/metrics")
+	if m := metric(metrics, fmt.Sprintf("weir_listener_backlog_granted{name=%q}", w.addr)); m != float64(backlog) {
 		t.Errorf("granted %v in the metrics", m)
+	}
+	if m := metric(metrics, `weir_waits_total{limit="accept"}`); m == 0 {
+		t.Error("no storm in the metrics")
 	}
 	if want := fmt.Sprintf(`"backlog_granted":%d`, backlog); !strings.Contains(w.log.String(), want) {
 		t.Errorf("the log lacks %s", want)

@@ -50,7 +50,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	e.counter("weir_duplicate_chunks_total", "Messages whose chunk id was stored before: acked again, not stored again.", float64(t.Duplicates))
 	e.counters("weir_heartbeats_total", "Heartbeats, by transport: connect, nil or udp.", "transport", t.Heartbeats)
 	e.counters("weir_connections_total", "Connections, by result.", "result", t.Connections)
-	e.counters("weir_waits_total", "How often a connection was read no further for a while, by the limit: in_flight, unread_acks, gzip or zstd; poller: quiet connections waited because storing blocked.", "limit", t.Waits)
+	e.counters("weir_waits_total", "How often a connection was read no further for a while, by the limit: in_flight, unread_acks, gzip or zstd; poller: quiet connections waited because storing blocked; accept: connections were left in the accept queue for a moment, in a storm of them.", "limit", t.Waits)
 	e.counters("weir_refused_messages_total", "Messages neither stored nor acked, by reason.", "reason", t.Refused)
 	e.counters("weir_invalid_messages_total", "Messages acked of which a part went to the quarantine, by reason.", "reason", t.Invalid)
 	e.counter("weir_invalid_events_total", "Events in the quarantine, as far as they can be told apart.", float64(t.InvalidEvents))

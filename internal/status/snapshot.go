@@ -137,7 +137,8 @@ type Traffic struct {
 	// aged, acks_unread.
 	Connections map[string]uint64 `json:"connections"`
 	// Waits counts by limit how often a connection was read no further for a while:
-	// in_flight, unread_acks, gzip, zstd, poller.
+	// in_flight, unread_acks, gzip, zstd, poller; and how often new ones were left in
+	// the accept queue, in a storm: accept.
 	Waits map[string]uint64 `json:"waits"`
 	// Refused counts messages that were not taken and not acked, by reason.
 	Refused map[string]uint64 `json:"refused_messages"`
