@@ -46,7 +46,10 @@ func Grow(f Fleet, s Server, c Costs, cores []int) ([]Capacity, error) {
 				high = mid
 			}
 		}
-		r := load(max(low, 1), s)
+		r := load(max(low, 1), s) // also where one is too many: what is it that ends?
+		if low == 0 {
+			r.Connections, r.Messages, r.Bytes = 0, 0, 0
+		}
 		all = append(all, Capacity{Cores: n, Senders: low, Connections: r.Connections, Messages: r.Messages, Bytes: r.Bytes, Bound: r.Bound})
 	}
 	return all, nil

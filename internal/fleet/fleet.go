@@ -28,8 +28,9 @@ const (
 
 // Limits of what is simulated.
 const (
-	maxSenders = 10_000_000
-	// maxArrivals bounds memory and time of one simulation, 8 bytes each.
+	maxSenders = maxArrivals / 2
+	// maxArrivals bounds memory and time of one simulation, 8 bytes each. When all
+	// come back, a sender has two.
 	maxArrivals = 8_000_000
 )
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,8 @@ func TestQueueByHand(t *testing.T) {
 		{"backlog and one more", ms(10, 20, 30, 40), 0, 100, 1, 2, Queue{Peak: 3, Drops: 1, Delayed: 1, Slowest: 1000 * time.Millisecond}},
 		{"dropped twice", ms(10, 20), 0, 1500, 1, 0, Queue{Peak: 2, Slowest: 1490 * time.Millisecond}},
 		{"each retry again", ms(10, 20, 30), 0, 2500, 1, 1, Queue{Peak: 2, Drops: 3, Delayed: 1, Slowest: 3 * time.Second}},
+		{"the sixth retry", ms(10, 20, 30), 0, 6500, 1, 1, Queue{Peak: 2, Drops: 6, Delayed: 1, Slowest: 7 * time.Second}},
+		{"the last retry", ms(10, 20, 30), 0, 10500, 1, 1, Queue{Peak: 2, Drops: 7, Delayed: 1, Slowest: 11 * time.Second}},
 		{"gave up", ms(10, 20, 30), 0, 20000, 1, 1, Queue{Peak: 2, Drops: 8, Delayed: 1, GaveUp: 1, Slowest: 19990 * time.Millisecond}},
 	} {
 		m := time.Millisecond
@@ -121,9 +124,82 @@ func TestBacklog(t *testing.T) {
 			t.Errorf("drops with the computed backlog: %+v", r)
 		}
 		s.Backlog = 16
-		if r = simulate(t, f, s); f.Senders > 100 && (r.StalledHere.Drops == 0 || r.StalledHere.Peak != 17 || r.StalledHere.Slowest < time.Second) {
+		if r = simulate(t, f, s); f.Senders > 100 && (r.StalledHere.Drops == 0 || r.StalledHere.Peak != 17 || r.StalledHere.Slowest < time.Second || r.StormHere.Drops == 0) {
 			t.Errorf("backlog 16: %+v", r.StalledHere)
 		}
+	}
+}
+
+// TestBacklogFor: a quarter more than the peak, as a power of two.
+func TestBacklogFor(t *testing.T) {
+	for peak, want := range map[int]int{0: 128, 102: 128, 103: 256, 204: 256, 205: 512, 409: 512, 410: 1024, 6000: 8192, 6553: 8192, 6554: 16384} {
+		if got := backlogFor(peak); got != want {
+			t.Errorf("backlog %d for a peak of %d, want %d", got, peak, want)
+		}
+	}
+}
+
+// TestStorm: all come back within a second, each with a connection for data and, with
+// TCP heartbeats, one for these; what waits after a stall of half of it is half of
+// them. They are open, and so is the data connection of each sender.
+func TestStorm(t *testing.T) {
+	for _, c := range []struct {
+		heartbeat Heartbeat
+		keepalive bool
+		peak      float64
+	}{{TCP, false, 400}, {TCP, true, 400}, {UDP, false, 200}, {None, true, 200}} {
+		f := someFleet
+		f.Heartbeat, f.Keepalive = c.heartbeat, c.keepalive
+		r := simulate(t, f, someServer)
+		near(t, string(c.heartbeat)+": peak when all come back", float64(r.Storm.Peak), c.peak, 0.15)
+		if r.Open != 400+max(r.Storm.Peak, r.Stalled.Peak) || r.Descriptors != r.Open+256 {
+			t.Errorf("%s: %d open, %d descriptors for peaks of %d and %d", c.heartbeat, r.Open, r.Descriptors, r.Storm.Peak, r.Stalled.Peak)
+		}
+		near(t, "memory in a stall", float64(r.StallMemory), 0.5*r.Bytes, 1e-6)
+		if r.Steady.Peak > 20 {
+			t.Errorf("%s: %d wait without a stall", c.heartbeat, r.Steady.Peak)
+		}
+	}
+	if EphemeralPorts != 28232 { // as docs/doctor.md has it
+		t.Errorf("%d ports", EphemeralPorts)
+	}
+}
+
+// TestWorstOfTrials: the result is the worst of five sets of phases, in each figure.
+func TestWorstOfTrials(t *testing.T) {
+	s := someServer
+	s.Backlog = 100
+	r := simulate(t, someFleet, s)
+	var stalled, here Queue
+	differ := false
+	for seed := range 5 {
+		rng := rand.New(rand.NewPCG(uint64(seed), 24224))
+		at := someFleet.steady(rng, 2*stallBegins+someFleet.Stall)
+		for into, backlog := range map[*Queue]int{&stalled: 0, &here: s.Backlog} {
+			q := accept(at, stallBegins, stallBegins+someFleet.Stall, someCosts.Accept, backlog)
+			differ = differ || seed > 0 && q != *into
+			into.Peak, into.Slowest = max(into.Peak, q.Peak), max(into.Slowest, q.Slowest)
+			into.Drops, into.Delayed, into.GaveUp = max(into.Drops, q.Drops), max(into.Delayed, q.Delayed), max(into.GaveUp, q.GaveUp)
+		}
+	}
+	if r.Stalled != stalled || *r.StalledHere != here || !differ {
+		t.Errorf("%+v and %+v, want %+v and %+v", r.Stalled, *r.StalledHere, stalled, here)
+	}
+}
+
+// TestFifoLetsGo: a queue that is never empty keeps no memory of what has left it.
+func TestFifoLetsGo(t *testing.T) {
+	var f fifo
+	for i := range 1_000_000 {
+		f.push(time.Duration(i))
+		if f.len() > 100 {
+			if got := f.pop(); got != time.Duration(i-100) {
+				t.Fatalf("%d came instead of %d", got, i-100)
+			}
+		}
+	}
+	if cap(f.items) > 50_000 {
+		t.Errorf("memory for %d of 100", cap(f.items))
 	}
 }
 
@@ -150,6 +226,11 @@ func TestGrow(t *testing.T) {
 	}
 	if rows, err := Grow(someFleet, someServer, someCosts, []int{64}); err != nil || rows[0].Bound != "disk" {
 		t.Errorf("a slow disk: %+v, %v", rows, err)
+	}
+	huge := someFleet
+	huge.FlushBytes = 1e12
+	if rows, err := Grow(huge, someServer, someCosts, []int{1}); err != nil || rows[0].Bound != "disk" && rows[0].Bound != "cpu" || rows[0].Senders != 0 || rows[0].Bytes+rows[0].Messages+rows[0].Connections != 0 {
+		t.Errorf("not even one sender: %+v, %v", rows, err)
 	}
 	if _, err := Grow(Fleet{}, someServer, someCosts, []int{1}); err == nil {
 		t.Error("no error for an empty fleet")
@@ -219,5 +300,13 @@ func TestValidate(t *testing.T) {
 		if _, err := Simulate(f, someServer, someCosts); err == nil {
 			t.Errorf("no error for %+v", f)
 		}
+	}
+	f := Fleet{Senders: maxSenders, Heartbeat: UDP, HeartbeatEvery: time.Second, FlushEvery: time.Second, Keepalive: true}
+	if err := f.Validate(); err != nil {
+		t.Errorf("the most senders: %v", err)
+	}
+	f.Senders++
+	if err := f.Validate(); err == nil || !strings.Contains(err.Error(), "senders") || !strings.Contains(err.Error(), "4000000") {
+		t.Errorf("one more: %v", err)
 	}
 }

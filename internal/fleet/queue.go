@@ -60,9 +60,11 @@ func (r *Result) queues(c Costs) {
 			worst(r.StormHere, accept(storm, 0, f.Stall, c.Accept, r.Server.Backlog))
 		}
 	}
-	peak := max(r.Steady.Peak, r.Stalled.Peak, r.Storm.Peak)
-	r.Backlog = powerOfTwo(int(math.Ceil(float64(peak) * margin)))
+	r.Backlog = backlogFor(max(r.Steady.Peak, r.Stalled.Peak, r.Storm.Peak))
 }
+
+// backlogFor is what to ask for where so many wait at the peak.
+func backlogFor(peak int) int { return powerOfTwo(int(math.Ceil(float64(peak) * margin))) }
 
 // stallBegins leaves time for a queue that is there without a stall.
 const stallBegins = time.Second
