@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// TestDoc: the tables of docs/doctor.md are what the simulation says.
+// TestDoc: the tables of docs/performance.md are what the simulation says.
 func TestDoc(t *testing.T) {
-	text, err := os.ReadFile("../../docs/doctor.md")
+	text, err := os.ReadFile("../../docs/performance.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestDoc(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !strings.Contains(string(text), b.String()) {
-			t.Errorf("docs/doctor.md lacks the table of %s:\n%s", name, &b)
+			t.Errorf("docs/performance.md lacks the table of %s:\n%s", name, &b)
 		}
 	}
 }
