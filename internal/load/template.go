@@ -211,25 +211,39 @@ func (s *shape) finish(out *forward.Outgoing, tags int) {
 	}
 }
 
-func compress(p []byte, mode string) ([]byte, error) {
-	if mode == "zstd" {
-		w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
-		if err != nil {
-			return nil, err
-		}
-		defer w.Close()
-		return w.EncodeAll(p, nil), nil
-	}
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	if _, err := w.Write(p); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
+// compressor compresses one chunk after the other with the same memory.
+type compressor struct {
+	out  bytes.Buffer
+	gzip *gzip.Writer
+	zstd *zstd.Encoder
 }
+
+// compress returns p compressed, valid until the next call.
+func (c *compressor) compress(p []byte, mode string) (_ []byte, err error) {
+	if mode == "zstd" {
+		if c.zstd == nil {
+			// Only EncodeAll is used, which leaves nothing to close.
+			if c.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest)); err != nil {
+				return nil, err
+			}
+		}
+		return c.zstd.EncodeAll(p, nil), nil
+	}
+	c.out.Reset()
+	if c.gzip == nil {
+		c.gzip = gzip.NewWriter(&c.out)
+	}
+	c.gzip.Reset(&c.out)
+	if _, err := c.gzip.Write(p); err != nil {
+		return nil, err
+	}
+	if err := c.gzip.Close(); err != nil {
+		return nil, err
+	}
+	return c.out.Bytes(), nil
+}
+
+func compress(p []byte, mode string) ([]byte, error) { return new(compressor).compress(p, mode) }
 
 // jsonShape is Message mode in JSON: [tag, time, record, option]. Its event is
 // "time,record".
@@ -294,6 +308,7 @@ type template struct {
 	m    *maker
 	buf  []byte
 	have int // equal messages that stand in buf, if there is one shape
+	pack compressor
 }
 
 func (m *maker) template() *template { return &template{m: m} }
@@ -340,7 +355,7 @@ func (t *template) message(sender uint32, chunk uint64, n int, second int64) ([]
 func (t *template) compressed(s *shape, sender uint32, chunk uint64, second int64) ([]byte, error) {
 	t.buf = append(t.buf[:0], s.msg...)
 	t.m.patch(t.buf, s, sender, chunk, second)
-	packed, err := compress(t.buf, t.m.o.Mode)
+	packed, err := t.pack.compress(t.buf, t.m.o.Mode)
 	if err != nil {
 		return nil, err
 	}
