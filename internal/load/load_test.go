@@ -164,7 +164,10 @@ func TestVerify(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "f")
 	r := mustRun(t, o)
-	if r.ResentChunks == 0 || r.AckedEvents != o.Count || s.events != int(o.Count) {
+	s.mu.Lock()
+	events := s.events
+	s.mu.Unlock()
+	if r.ResentChunks == 0 || r.AckedEvents != o.Count || events != int(o.Count) {
 		t.Fatalf("refused chunks were not sent again: %+v", r)
 	}
 
