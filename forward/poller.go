@@ -52,8 +52,9 @@ type poller struct {
 	// is looked at anyway.
 	senders int
 	bell    *os.File
-	raw     syscall.RawConn // of bell
-	shares  bool            // there are processors to spare
+	raw     syscall.RawConn         // of bell
+	wakeFD  func(bell uintptr) bool // fetchOrArm, made once
+	shares  bool                    // there are processors to spare
 	wait    sync.WaitGroup
 
 	working atomic.Bool   // it does not wait for events
@@ -73,6 +74,7 @@ type poller struct {
 // newPoller starts a poller.
 func newPoller(s *Server) (*poller, error) {
 	p := &poller{srv: s, parked: map[int32]*session{}, shares: runtime.GOMAXPROCS(0) > 2}
+	p.wakeFD = p.fetchOrArm
 	bell, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("forward: %w", os.NewSyscallError("epoll_create1", err))
@@ -111,7 +113,7 @@ func (p *poller) run(place uint64) {
 // handler store what they brought. It is false once the poller is closed, or its
 // place is taken.
 func (p *poller) batch(place uint64) bool {
-	if p.raw.Read(p.fetchOrArm) != nil {
+	if p.raw.Read(p.wakeFD) != nil {
 		return false
 	}
 	p.working.Store(true)

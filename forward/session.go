@@ -262,6 +262,9 @@ func (s *session) message(ctx context.Context, p []byte) (*Message, error) {
 		return s.invalid(ctx, p, why)
 	}
 	m, err := s.validMessage(p)
+	if err == nil {
+		return m, nil // why would be allocated
+	}
 	var why *Refusal
 	if errors.As(err, &why) && (s.srv.config.Quarantine && why.canSetAside() || errors.Is(err, errNilRecord)) {
 		return s.invalid(ctx, p, why)

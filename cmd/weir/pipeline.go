@@ -194,12 +194,14 @@ func (r *route) Handle(ctx context.Context, m *forward.Message) {
 		e.Flags = buffer.FlagZstd
 	}
 	to := r.matches[c]
-	store := to.buffer.Append
+	var err error
 	if m.Batched {
 		to.batched.Store(true)
-		store = to.buffer.AppendLater
+		err = to.buffer.AppendLater(ctx, &e, waiter)
+	} else {
+		err = to.buffer.Append(ctx, &e, waiter)
 	}
-	if err := store(ctx, &e, waiter); err != nil {
+	if err != nil {
 		waiter.Done(err)
 	}
 }
