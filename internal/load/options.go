@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Modes are the names of Options.Mode.
@@ -199,6 +201,30 @@ func (o *Options) checkAddress() error {
 	}
 	if err != nil || port == "" {
 		return fmt.Errorf("address %q: must be HOST:PORT, such as 127.0.0.1:24224, or unix:PATH", o.Address)
+	}
+	return nil
+}
+
+// spareFiles are descriptors for everything but connections: the runtime's, those of
+// connects under way, files that are read.
+const spareFiles = 64
+
+// checkFiles finds a limit of descriptors that is too low before half of the
+// connections are made. Go raises the soft limit to the hard one by itself.
+func (o *Options) checkFiles() error {
+	need := uint64(max(o.Connections, o.Senders) + o.Idle + o.Burst + spareFiles)
+	if o.Senders > 0 && o.Heartbeat == "udp" {
+		need += uint64(o.Senders)
+	}
+	if o.Storm > 0 {
+		need += stormWorkers
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("getrlimit RLIMIT_NOFILE: %w", err)
+	}
+	if need > limit.Cur {
+		return fmt.Errorf("%d connections need %d descriptors, the limit of open files is %d: ulimit -n %d", need-spareFiles, need, limit.Cur, need)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
 
 	"weir/forward"
 )
@@ -280,6 +281,45 @@ func TestCheck(t *testing.T) {
 		change(&o)
 		if err := o.Check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("want %q: %v", want, err)
+		}
+	}
+}
+
+// TestDescriptors: a fleet that the limit of open files does not allow is refused, not
+// begun.
+func TestDescriptors(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	before := limit
+	t.Cleanup(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Error(err)
+		}
+	})
+	limit.Cur = min(limit.Cur, 5000)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	n := int(limit.Cur)
+	for name, c := range map[string]struct {
+		change func(*Options)
+		ok     bool
+	}{
+		"all senders":           {func(o *Options) { o.Senders = n }, false},
+		"half and UDP":          {func(o *Options) { o.Senders, o.Heartbeat = n/2, "udp" }, false},
+		"half":                  {func(o *Options) { o.Senders = n / 2 }, true},
+		"idle and burst":        {func(o *Options) { o.Idle, o.Burst = n/2, n/2 }, false},
+		"connections":           {func(o *Options) { o.Connections = n }, false},
+		"a few less than all":   {func(o *Options) { o.Connections = n - spareFiles }, true},
+		"a storm beside others": {func(o *Options) { o.Idle, o.Storm = n-spareFiles-1, 1 }, false},
+	} {
+		o := options("x:1", "packed")
+		o.Connections = 0
+		c.change(&o)
+		if err := o.checkFiles(); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "ulimit -n") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

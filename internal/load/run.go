@@ -67,6 +67,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
+	if err := o.checkFiles(); err != nil {
+		return nil, err
+	}
 	id := rand.Uint32()
 	m, err := newMaker(&o, id)
 	if err != nil {
