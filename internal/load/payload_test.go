@@ -332,12 +332,13 @@ func TestMatching(t *testing.T) {
 	for _, err := range []error{
 		os.MkdirAll(at("d/e"), 0o700), os.WriteFile(at("a"), nil, 0o600), os.WriteFile(at("d/e/f"), nil, 0o600),
 		os.Symlink("a", at("link")), os.Link(at("a"), at("hard")), os.Symlink("nowhere", at("dangling")),
+		os.Symlink("d", at("dirlink")),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, patterns := range [][]string{{at("*")}, {dir}, {at("a"), at("*"), at("d")}} {
+	for _, patterns := range [][]string{{at("*")}, {dir}, {at("a"), at("*"), at("d")}, {at("a"), at("dirlink")}} {
 		got, err := matching(patterns)
 		if err != nil || !slices.Equal(got, []string{at("a"), at("d/e/f")}) {
 			t.Errorf("%q: %q, %v", patterns, got, err)

@@ -150,6 +150,9 @@ func matching(patterns []string) ([]string, error) {
 				}
 				continue
 			}
+			if top, err = filepath.EvalSymlinks(top); err != nil { // WalkDir follows none
+				return nil, err
+			}
 			err := filepath.WalkDir(top, func(name string, d fs.DirEntry, err error) error {
 				switch {
 				case errors.Is(err, fs.ErrNotExist):
