@@ -28,6 +28,7 @@ type sender struct {
 	t       *template // a fleet's senders have one while they flush
 	batch   int
 	conn    *forward.Sender
+	writeBy time.Time     // the deadline of its writes
 	unwatch func() bool   // ends what closes conn at the end of its context
 	pause   time.Duration // before the next connection, if the last one ended badly
 	next    uint64        // number of the next chunk
@@ -63,7 +64,7 @@ func (s *sender) connect(ctx context.Context) bool {
 			s.r.connected.Store(true)
 			s.r.connections.Add(1)
 			s.r.connectLatency.observe(time.Since(from))
-			s.conn, s.again = conn, len(s.window)
+			s.conn, s.writeBy, s.again = conn, time.Time{}, len(s.window)
 			s.unwatch = context.AfterFunc(ctx, func() { conn.Close() })
 			return true
 		}
@@ -279,8 +280,13 @@ func (s *sender) write(from uint64, n int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := s.conn.Conn().SetWriteDeadline(now.Add(s.r.o.AckTimeout)); err != nil {
-		return 0, err
+	// A deadline costs a twentieth of a small write: it is moved now and then, further
+	// than it must be.
+	if timeout := s.r.o.AckTimeout; s.writeBy.Before(now.Add(timeout)) {
+		s.writeBy = now.Add(timeout + timeout/4)
+		if err := s.conn.Conn().SetWriteDeadline(s.writeBy); err != nil {
+			return 0, err
+		}
 	}
 	size, err := s.conn.Write(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
