@@ -216,8 +216,8 @@ func TestCatGoesOn(t *testing.T) {
 			}
 		}
 		for _, want := range []string{
-			`entry of tag "cut" in chunk 0000000000000001 at byte 8192: only 0 of its 3 events can be read: unexpected EOF`,
-			`entry of tag "noise" in chunk 0000000000000001 at byte 12288: only 0 of its 2 events can be read: gzip: invalid header`,
+			`entry of tag "cut" in chunk 0000000000000001 at byte 8192: only 0 of its 3 events can be read: at byte 24 of 24: unexpected EOF`,
+			`entry of tag "noise" in chunk 0000000000000001 at byte 12288: only 0 of its 2 events can be read: at byte 0 of 22: invalid gzip header`,
 			"2 entries cannot be read",
 		} {
 			if !strings.Contains(errs.String(), want) {
