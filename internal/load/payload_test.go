@@ -348,3 +348,34 @@ func TestMatching(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// TestCutGzip: of a file that is still being written, what is there counts.
+func TestCutGzip(t *testing.T) {
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	for i := range 1000 {
+		if _, err := fmt.Fprintf(w, "{\"id\":\"%08x%016x%08x\"}\n", 7, i, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(t.TempDir(), "f.gz")
+	r := &run{maker: &maker{run: 7}}
+	for size, least := range map[int]int{0: 0, 5: 0, z.Len() / 2: 1, z.Len() - 1: 1000, z.Len(): 1000} {
+		if err := os.WriteFile(name, z.Bytes()[:size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		if err := r.scanFile(name, func(uint32, uint64, uint32) { n++ }); err != nil || n < least {
+			t.Errorf("%d of %d bytes: %d ids, %v", size, z.Len(), n, err)
+		}
+	}
+	if err := os.WriteFile(name, []byte("this is no gzip file at all"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.scanFile(name, nil); err == nil || !strings.Contains(err.Error(), "f.gz") {
+		t.Errorf("%v", err)
+	}
+}

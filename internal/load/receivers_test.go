@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,6 +62,7 @@ func readAll(c net.Conn, _ int64) {
 // TestBadReceivers: whatever a receiver does, the load ends in time, says what was
 // wrong, and does not storm it with new connections.
 func TestBadReceivers(t *testing.T) {
+	t.Parallel()
 	answer := func(text string) func(net.Conn, int64) {
 		return func(c net.Conn, n int64) {
 			if _, err := c.Read(make([]byte, 100)); err == nil {
@@ -105,6 +108,9 @@ func TestBadReceivers(t *testing.T) {
 				begun := time.Now()
 				rep, err := Run(t.Context(), o)
 				took := time.Since(begun)
+				if due := o.Rate * o.Duration.Seconds(); rep != nil && float64(rep.Overdue) > 1.5*due {
+					t.Errorf("%s, %s: %d overdue of %.0f", r.name, shape, rep.Overdue, due)
+				}
 				if took > 30*time.Second {
 					t.Errorf("%s, %s: it took %v", r.name, shape, took)
 				}
@@ -169,6 +175,7 @@ func TestNoAckBroken(t *testing.T) {
 // TestNoAckMeasuresTheWhole: without acks the end comes when the receiver has read
 // everything, not when it is in the kernel's buffers.
 func TestNoAckMeasuresTheWhole(t *testing.T) {
+	t.Parallel()
 	const pause = 700 * time.Millisecond
 	addr, _ := bad(t, func(c net.Conn, n int64) {
 		time.Sleep(pause)
@@ -227,6 +234,165 @@ func TestOverdue(t *testing.T) {
 	var b bytes.Buffer
 	if err := rep.WriteText(&b); err != nil || !strings.Contains(b.String(), fmt.Sprintf("%d that were due were not sent: 1000/s were asked for", rep.Overdue)) {
 		t.Errorf("%v: %s", err, &b)
+	}
+}
+
+// TestAllSent: what Count bounds has nothing overdue at its end, and is rounded up to
+// whole chunks.
+func TestAllSent(t *testing.T) {
+	s := &sink{refuse: func(int) bool { time.Sleep(20 * time.Millisecond); return false }}
+	o := options(serve(t, s, forward.Config{}), "packed")
+	o.Connections, o.Window, o.Rate, o.Count = 1, 1, 50_000, 501
+	if rep := mustRun(t, o); rep.Events != 550 || rep.Overdue != 0 {
+		t.Errorf("%+v", rep)
+	}
+}
+
+// TestSlowRate: a run whose chunks are due seldom has not come to a halt.
+func TestSlowRate(t *testing.T) {
+	t.Parallel()
+	s := &sink{}
+	o := options(serve(t, s, forward.Config{}), "message")
+	o.Connections, o.Rate, o.Count, o.AckTimeout = 1, 1, 3, 400*time.Millisecond
+	if rep := mustRun(t, o); rep.AckedEvents != 3 {
+		t.Errorf("%+v", rep)
+	}
+}
+
+// TestSlowAcks: that the next chunk is due is no reason to give up on acks.
+func TestSlowAcks(t *testing.T) {
+	t.Parallel()
+	s := &sink{refuse: func(int) bool { time.Sleep(30 * time.Millisecond); return false }}
+	o := options(serve(t, s, forward.Config{}), "message")
+	o.Connections, o.Window, o.Rate, o.Count = 1, 64, 200, 20
+	if rep := mustRun(t, o); rep.Connections != 1 || rep.ResentChunks != 0 {
+		t.Errorf("%+v", rep)
+	}
+}
+
+// TestAckTimeoutOfResend: what is sent again has as long for its ack as at first.
+func TestAckTimeoutOfResend(t *testing.T) {
+	t.Parallel()
+	s := &sink{}
+	good := serve(t, s, forward.Config{})
+	addr, accepted := bad(t, func(c net.Conn, n int64) {
+		if n == 1 {
+			readAll(c, n)
+			return
+		}
+		time.Sleep(300 * time.Millisecond)
+		out, err := net.Dial("tcp", good)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		var both sync.WaitGroup
+		both.Go(func() { _, _ = io.Copy(out, c); out.Close() }) // until either end
+		both.Go(func() { _, _ = io.Copy(c, out); c.Close() })
+		both.Wait()
+	})
+	o := options(addr, "message")
+	o.Connections, o.Window, o.Rate, o.Count, o.AckTimeout = 1, 64, 50, 100, 2*time.Second
+	o.Duration = time.Minute // that it is stuck for a while is no end
+	rep := mustRun(t, o)
+	if n := accepted.Load(); n > 3 || rep.ResentChunks == 0 || rep.AckedEvents != 100 {
+		t.Errorf("%d connections; %+v", n, rep)
+	}
+}
+
+// TestHeartbeatsLost: heartbeats without an answer in time are lost, and an answer that
+// comes too late is not taken for that of the next.
+func TestHeartbeatsLost(t *testing.T) {
+	t.Parallel()
+	addr, _ := bad(t, readAll)
+	udp, err := net.ListenPacket("udp", addr)
+	for range 20 { // somebody else may have the port of UDP
+		if err == nil {
+			break
+		}
+		addr, _ = bad(t, readAll)
+		udp, err = net.ListenPacket("udp", addr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var late sync.WaitGroup
+	late.Go(func() {
+		b := make([]byte, 10)
+		for {
+			n, from, err := udp.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			late.Go(func() {
+				time.Sleep(leastBeatWait + 300*time.Millisecond)
+				_, _ = udp.WriteTo(make([]byte, n), from) // its socket may be gone
+			})
+		}
+	})
+	defer func() {
+		udp.Close()
+		late.Wait()
+	}()
+	o := options(addr, "packed")
+	o.Ack, o.Count, o.Senders, o.Heartbeat, o.HeartbeatEvery, o.Duration = false, 0, 1, "udp", 100*time.Millisecond, 2200*time.Millisecond
+	rep, err := Run(t.Context(), o)
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d of %d heartbeats lost, the last error: a UDP heartbeat had no answer", rep.Heartbeats, rep.Heartbeats)) || rep.Heartbeats < 2 {
+		t.Errorf("%v; %+v", err, rep)
+	}
+}
+
+// TestStormOverdue: a storm that is more than this machine can is told.
+func TestStormOverdue(t *testing.T) {
+	addr, _ := bad(t, readAll)
+	o := options(addr, "packed")
+	o.Storm, o.Count, o.Duration = 1e6, 0, 300*time.Millisecond
+	if rep := mustRun(t, o); rep.Overdue == 0 || rep.TargetRate != 1e6 {
+		t.Errorf("%+v", rep)
+	}
+}
+
+// TestProgressWidth: a line that is written over never wraps.
+func TestProgressWidth(t *testing.T) {
+	t.Parallel()
+	s := &sink{}
+	var b bytes.Buffer
+	o := options(serve(t, s, forward.Config{}), "message")
+	o.Count, o.Duration, o.Rate, o.Progress, o.Width = 0, 1500*time.Millisecond, 100, &b, 20
+	mustRun(t, o)
+	lines := strings.Split(b.String(), "\r")
+	if len(lines) < 3 || lines[len(lines)-1] != "\x1b[K" {
+		t.Errorf("%q", lines)
+	}
+	for _, line := range lines {
+		if line = strings.TrimSuffix(line, "\x1b[K"); len(line) >= o.Width {
+			t.Errorf("%q has %d columns of %d", line, len(line), o.Width)
+		}
+	}
+}
+
+// TestServerGone: a process that has ended has no figures, though nobody has waited
+// for it.
+func TestServerGone(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "-test.run", "^$")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	for limit := time.Now().Add(time.Minute); ; {
+		_, err := measure(cmd.Process.Pid)
+		if err != nil && strings.Contains(err.Error(), "the process has ended") {
+			return
+		}
+		if err != nil || time.Now().After(limit) {
+			t.Fatalf("no end of it: %v", err)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -325,6 +325,11 @@ func (s *sender) readAcks(ctx context.Context, until time.Time) bool {
 			return ctx.Err() == nil
 		}
 	}
+	if len(s.window) > 0 { // the oldest is late first
+		if late := s.window[0].sent.Add(s.r.o.AckTimeout); late.Before(until) {
+			until = late
+		}
+	}
 	if err := s.conn.Conn().SetReadDeadline(until); err != nil {
 		s.drop(err)
 		return ctx.Err() == nil

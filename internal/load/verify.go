@@ -67,11 +67,9 @@ func (r *run) verifyOnce() (*Verification, error) {
 	for n, s := range r.ledger {
 		seen[n] = make(bits, (s.next*events+63)/64)
 		v.Expected += s.next * events
-		if r.o.Ack {
-			for _, f := range s.window {
-				unacked[number(n, f.chunk)] = true
-				v.Expected -= events
-			}
+		for _, f := range s.window { // empty without acks
+			unacked[number(n, f.chunk)] = true
+			v.Expected -= events
 		}
 	}
 	files, err := matching(r.o.Verify)
