@@ -29,7 +29,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 // without a word, the next may be returned up to a millisecond after its first byte.
 // In a storm, of over 800 each second of which at most 4 of 64 speak, up to three
 // milliseconds after it: connections are then left in the accept queue until about
-// eight have come, 3 ms at most, and taken with one wake-up (Queue.Moderated). That is
+// eight have come, 4 ms at most, and taken with one wake-up (Queue.Moderated). That is
 // never done with a backlog under 128, and ends at once when more than an eighth of it
 // has filled, or the queue is deeper than expected. Pause, SetDeadline and Close do not
 // wait for it.

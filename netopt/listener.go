@@ -85,7 +85,7 @@ type Queue struct {
 	// Starved counts how often accept(2) found no descriptor or memory.
 	Starved uint64
 	// Moderated counts how often AcceptSpeaking left what comes in the queue for up
-	// to three milliseconds, to take it together.
+	// to four milliseconds, to take it together.
 	Moderated uint64
 }
 

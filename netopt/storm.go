@@ -15,7 +15,7 @@ const (
 	// stormMost: what a first message may lose to it, a few milliseconds as commits
 	// take.
 	stormRound = 8
-	stormMost  = 3 * time.Millisecond
+	stormMost  = 4 * time.Millisecond
 	// stormSpeakers is how many of the last 64 may have sent something. A sender that
 	// connects for each message and waits for its ack has a larger share, even beside
 	// thousands of heartbeats a second, and shall not wait.
