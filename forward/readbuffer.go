@@ -47,9 +47,7 @@ const maxEager = 64 << 10
 // else of what a large buffer has too much for the little that came.
 func (s *session) parkBuffer() {
 	if s.w == s.r {
-		if s.fresh != nil {
-			s.fresh.next = nil // an idle connection keeps one
-		}
+		s.rest()
 		s.giveBuffer()
 		return
 	}
@@ -62,6 +60,22 @@ func (s *session) parkBuffer() {
 	b := s.srv.buffers.get(small)
 	copy(*b, (*s.buf)[s.r:s.w])
 	s.swap(b, size-small)
+}
+
+// rest lets go of cleared messages, of which an idle connection keeps one or two. One that
+// goes on reading needs as many again as it has had in flight.
+func (s *session) rest() {
+	if s.fresh != nil {
+		s.fresh.next = nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.resting = true
+	if s.fresh != nil {
+		s.free = nil
+	} else if s.free != nil {
+		s.free.next = nil
+	}
 }
 
 // swap puts b, which holds the unhandled bytes, in place of the buffer and

@@ -235,6 +235,7 @@ func (s *session) newMessage() *Message {
 	if s.fresh == nil {
 		s.mu.Lock()
 		s.fresh, s.free = s.free, nil
+		s.resting = false
 		s.mu.Unlock()
 	}
 	m := s.fresh
@@ -260,8 +261,8 @@ func (s *session) recycle(m *Message) {
 	}
 	*m = Message{ack: ack, next: s.free}
 	s.free = m
-	if s.inFlight == 0 {
-		m.next = nil // an idle connection keeps one
+	if s.resting {
+		m.next = nil
 	}
 }
 

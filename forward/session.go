@@ -94,6 +94,7 @@ type session struct {
 	inFlight int
 	owed     int      // bytes of the acks of what is in flight
 	free     *Message // cleared messages for fresh
+	resting  bool     // it reads nothing for the moment, and has no buffer
 	out      []byte   // acks to be written
 	spare    []byte   // the other half of a double buffer
 	queued   bool     // the flusher has or will take this session
