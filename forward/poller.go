@@ -234,10 +234,13 @@ func (p *poller) relieve() {
 	place := p.place
 	p.stuck.Add(1)
 	p.mu.Unlock()
+	p.steps.Add(1) // of the new one, which may get stuck in its turn
 	p.srv.counters.waitsPoller.Add(1)
 	p.wait.Go(func() {
 		p.srv.flush()
-		p.run(place)
+		if p.rest(place, 0) { // or who waits for events would pass for stuck
+			p.run(place)
+		}
 	})
 }
 

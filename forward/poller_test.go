@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // batches is a Flusher: what is batched is Done by Flush.
@@ -205,6 +206,13 @@ func TestPollerBlocked(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "the handler blocks", func() bool { return blocked.Load() == n })
+		if n == 1 { // without any traffic
+			eventually(t, "somebody takes the place of the poller", func() bool { return r.poller.stuck.Load() > 0 })
+			time.Sleep(6 * watchInterval)
+			if n := r.poller.stuck.Load(); n > 2 { // 1, but for a machine that stands still
+				t.Errorf("%d goroutines are stuck after one has blocked: who waits for events is not", n)
+			}
+		}
 		// Not read as long as the one before is handled.
 		if _, err := conn.Write(pack([]any{"t", 1700000000, dict{}, dict{"chunk": "b2"}})); err != nil {
 			t.Fatal(err)
