@@ -48,6 +48,19 @@ func rest(t *testing.T, b *Buffer) {
 	}
 }
 
+// holdWrite makes the next write wait for release; writing is closed once it does.
+func holdWrite(m *memFS) (writing, release chan struct{}) {
+	writing, release = make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	m.setFail(func(op, _ string) error {
+		if op == "write" {
+			once.Do(func() { close(writing); <-release })
+		}
+		return nil
+	})
+	return writing, release
+}
+
 // TestCommit: what was appended for later is committed by Commit itself, as one
 // commit, and by nobody before.
 func TestCommit(t *testing.T) {
@@ -85,14 +98,7 @@ func TestCommitBesideCommitter(t *testing.T) {
 	m := newMemFS()
 	b := open(t, Options{Dir: "/b", FS: m})
 	put(t, b, 0, 1, 100)
-	writing, release := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	m.setFail(func(op, _ string) error {
-		if op == "write" {
-			once.Do(func() { close(writing); <-release })
-		}
-		return nil
-	})
+	writing, release := holdWrite(m)
 	first := newOutcome()
 	if err := b.Append(t.Context(), entry(1, 100), first); err != nil {
 		t.Fatal(err)
@@ -119,14 +125,7 @@ func TestSlowCommit(t *testing.T) {
 	b.mu.Lock()
 	b.took = 2 * slowCommit
 	b.mu.Unlock()
-	writing, release := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	m.setFail(func(op, _ string) error {
-		if op == "write" {
-			once.Do(func() { close(writing); <-release })
-		}
-		return nil
-	})
+	writing, release := holdWrite(m)
 	all := later(t, b, 0, 2, 100)
 	b.Commit() // would wait for release
 	<-writing

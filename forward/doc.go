@@ -18,8 +18,9 @@
 //   - Memory stays within Config.Memory, whatever senders claim or send: lengths
 //     in headers reserve nothing. One message alone may exceed the budget if it
 //     is within MessageSizeLimit and nothing else is held.
-//   - A connection that waits for its next message holds no read buffer and, unless
-//     a deadline runs or it is one of TLS, no goroutine.
+//   - A connection that waits for its next message holds no read buffer. It has no
+//     goroutine either if its last messages were small; one of TLS has, and all have
+//     with IdleTimeout, MaxConnectionAge or SourceHostnameKey.
 //   - A Handler that blocks holds up its own connection, and all others that have
 //     nothing under way for at most half a second.
 package forward

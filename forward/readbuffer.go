@@ -62,8 +62,8 @@ func (s *session) parkBuffer() {
 	s.swap(b, size-small)
 }
 
-// rest lets go of cleared messages, of which an idle connection keeps one or two. One that
-// goes on reading needs as many again as it has had in flight.
+// rest lets go of cleared messages, of which an idle connection keeps one or two.
+// One that goes on reading needs as many again as it has had in flight.
 func (s *session) rest() {
 	if s.fresh != nil {
 		s.fresh.next = nil

@@ -9,7 +9,8 @@ import (
 
 // The calls here never wait, and are over in a few microseconds. So they are raw
 // ones, which do not tell Go's scheduler: if it is told while all else is idle it
-// wakes its monitor thread each time, and that costs more than the call.
+// wakes its monitor thread each time, and that costs more than the call. netopt has
+// two of them as well: neither package knows the other.
 
 // epollNow is epoll_wait(2) that does not wait.
 func epollNow(ep int, events []unix.EpollEvent) int {
