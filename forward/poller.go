@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,13 +33,16 @@ const (
 	// as it takes no longer.
 	companyTurns = 32
 	companyTime  = 100 * time.Microsecond
+	// lingerTime is how long a batch waits at most for messages that have begun, for
+	// as long at a time as it waits for company.
+	lingerTime = time.Millisecond
 )
 
 // poller waits for the senders of all sessions that have nothing under way, and
 // takes what they send: one goroutine reads, checks and stores the small messages
 // of many connections and acks them. They cost little more than the wake-ups of
 // those who handle them, and here there is one for all that have come. Whatever
-// takes longer gets a goroutine of its own: a message that is not whole, a stream
+// takes longer gets a goroutine of its own: a message that is not whole soon, a stream
 // that fills its buffer, the end of a connection, any error.
 //
 // A handler that blocks blocks the poller. relieve finds that out: another
@@ -105,29 +109,38 @@ func (p *poller) close() error {
 
 // run handles events as long as place is the poller's.
 func (p *poller) run(place uint64) {
-	for p.batch(place) {
+	var cut []*session
+	for p.batch(place, &cut) {
 	}
 }
 
 // batch waits for events, handles them and those that come meanwhile, and has the
 // handler store what they brought. It is false once the poller is closed, or its
-// place is taken.
-func (p *poller) batch(place uint64) bool {
+// place is taken. cut is memory.
+func (p *poller) batch(place uint64, cut *[]*session) bool {
 	if p.raw.Read(p.wakeFD) != nil {
 		return false
 	}
 	p.working.Store(true)
 	messages, turns := 0, 0
-	var begin time.Time
+	var begin, lingers time.Time
+	*cut = (*cut)[:0]
 	for {
 		t, company := p.pop(place)
 		if t.session != nil {
+			t.lingers = !p.shares && (lingers.IsZero() || time.Since(lingers) < lingerTime)
 			messages += t.session.turn(t)
+			if t.session.cut.Load() {
+				if len(*cut) == 0 {
+					lingers = time.Now()
+				}
+				*cut = append(*cut, t.session)
+			}
 			p.steps.Add(1)
 			turns = 0
 			continue
 		}
-		if messages == 0 || messages >= company || turns == companyTurns {
+		if (messages == 0 || messages >= company) && !slices.ContainsFunc(*cut, isCut) || turns == companyTurns {
 			break
 		}
 		if turns == 0 {
@@ -140,6 +153,13 @@ func (p *poller) batch(place uint64) bool {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 		p.fetch()
 	}
+	for _, s := range *cut {
+		if s.cut.Load() {
+			messages += s.turn(turn{session: s})
+			p.steps.Add(1)
+		}
+	}
+	clear(*cut)
 	if messages > 0 {
 		p.srv.flush()
 		p.steps.Add(1)
@@ -198,6 +218,7 @@ type turn struct {
 	session *session
 	ended   bool // its sender has closed its side, or the connection is reset
 	beside  bool // others are taken first: a goroutine may as well
+	lingers bool // the rest of a message may come in another turn
 }
 
 // pop takes the next turn, an empty one if there is none or the place is taken, and
@@ -212,7 +233,7 @@ func (p *poller) pop(place uint64) (turn, int) {
 		e := &p.events[p.next]
 		p.next++
 		if s := p.parked[e.Fd]; s != nil {
-			return turn{s, e.Events&^unix.EPOLLIN != 0, p.shares && p.next > shareFrom}, p.company
+			return turn{session: s, ended: e.Events&^unix.EPOLLIN != 0, beside: p.shares && p.next > shareFrom}, p.company
 		}
 	}
 	return turn{}, p.company
@@ -252,6 +273,7 @@ func (p *poller) park(s *session) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		s.descriptor = int32(fd)
+		s.cut.Store(false)
 		s.owner.Store(parked)
 		p.parked[s.descriptor] = s
 		errno = epollSet(p.senders, unix.EPOLL_CTL_ADD, s.descriptor, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET)
@@ -298,10 +320,11 @@ func (s *session) turn(t turn) (messages int) {
 		n, ok, err := 0, false, error(nil)
 		if !t.beside && p.stuck.Load() == 0 && !s.wanted() {
 			s.batched = true
-			n, ok, err = s.take(t.ended)
+			n, ok, err = s.take(t)
 			s.batched = false
 		}
 		messages += n
+		s.cut.Store(ok && s.w > s.r)
 		if !ok {
 			s.owner.Store(ownGoroutine)
 			p.leave(s, err)
@@ -315,18 +338,19 @@ func (s *session) turn(t turn) (messages int) {
 // wanted reports whether the session must look at something else than its sender.
 func (s *session) wanted() bool { return s.closing.Load() || s.srv.draining.Load() }
 
-// take reads and handles what has come, as long as that is whole messages, without
-// waiting for the sender. It is not ok if the session needs a goroutine, to wait or
-// to end with err.
-func (s *session) take(ended bool) (messages int, ok bool, err error) {
+// isCut reports whether the poller waits for the rest of a message of s.
+func isCut(s *session) bool { return s.cut.Load() }
+
+// take reads and handles what has come, without waiting for the sender. It is not ok
+// if the session needs a goroutine, to wait or to end with err.
+func (s *session) take(t turn) (messages int, ok bool, err error) {
 	for {
 		if s.raw.Control(s.readNowFD) != nil || s.starved {
 			return messages, false, nil
 		}
 		switch {
 		case s.readErr == syscall.EAGAIN:
-			s.parkBuffer()
-			return messages, true, nil
+			return messages, s.pause(t), nil
 		case s.readErr != nil:
 			return messages, false, os.NewSyscallError("read", s.readErr)
 		case s.readN == 0:
@@ -336,23 +360,39 @@ func (s *session) take(ended bool) (messages int, ok bool, err error) {
 		s.got(s.readN)
 		for s.w > s.r {
 			more, err := s.next(s.srv.ctx)
-			if more {
-				s.begun = time.Now()
-			}
-			if more || err != nil {
+			if err != nil {
 				s.whole = 0
 				return messages, false, err
 			}
+			if more {
+				if s.begun.IsZero() {
+					s.begun = time.Now()
+				}
+				break
+			}
+			s.begun = time.Time{}
 			messages++
 		}
 		if full { // a stream
 			s.whole = 0
 			return messages, false, nil
 		}
-		if !ended {
+		if !t.ended {
 			// What comes after a read that did not fill its buffer is another event.
-			s.parkBuffer()
-			return messages, true, nil
+			return messages, s.pause(t), nil
 		}
 	}
+}
+
+// pause reports whether the poller may go on waiting for the sender, of which
+// nothing more is there.
+func (s *session) pause(t turn) bool {
+	if s.w == s.r {
+		s.parkBuffer()
+		return true
+	}
+	if !t.lingers {
+		s.whole = 0
+	}
+	return t.lingers
 }

@@ -81,6 +81,7 @@ type session struct {
 
 	owner      atomic.Int32
 	again      atomic.Bool // the sender has done something, see turn
+	cut        atomic.Bool // the poller waits for the rest of a message
 	descriptor int32       // in the poller's set; of the owner
 
 	closing    atomic.Bool  // a message was refused, or no ack can be written: read no more
