@@ -128,7 +128,7 @@ func (p *poller) batch(place uint64, cut *[]*session) bool {
 	for {
 		t, company := p.pop(place)
 		if t.session != nil {
-			t.lingers = !p.shares && (lingers.IsZero() || time.Since(lingers) < lingerTime)
+			t.lingers = t.lingers && (lingers.IsZero() || time.Since(lingers) < lingerTime)
 			messages += t.session.turn(t)
 			if t.session.cut.Load() {
 				if len(*cut) == 0 {
@@ -233,7 +233,7 @@ func (p *poller) pop(place uint64) (turn, int) {
 		e := &p.events[p.next]
 		p.next++
 		if s := p.parked[e.Fd]; s != nil {
-			return turn{session: s, ended: e.Events&^unix.EPOLLIN != 0, beside: p.shares && p.next > shareFrom}, p.company
+			return turn{session: s, ended: e.Events&^unix.EPOLLIN != 0, beside: p.shares && p.next > shareFrom, lingers: !p.shares}, p.company
 		}
 	}
 	return turn{}, p.company
