@@ -1,0 +1,119 @@
+package buffer
+
+import (
+	"math/bits"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// segmentSize is the size of the memory segments that a commit is gathered in.
+	segmentSize = 256 << 10
+	// hugePageSize is that of x86-64 and of arm64 with pages of 4 KiB. Where it is
+	// another one, the memory is as good as any.
+	hugePageSize = 2 << 20
+	hugeSegments = hugePageSize / segmentSize
+	allFree      = 1<<hugeSegments - 1
+	// fewSegments is how many a buffer that does little uses at a time. They are no
+	// huge ones, each of which takes its memory as a whole.
+	fewSegments = 4
+)
+
+// segments pools memory that is aligned to BlockSize, as O_DIRECT wants it
+// (open(2)). Those of a buffer that does much are cut from huge pages
+// (madvise(2), MADV_HUGEPAGE): a write by O_DIRECT then pins and maps one page
+// instead of 64 for each segment, and the copy into it misses the TLB less often.
+// Memory that is not used goes back to the garbage collector.
+type segments struct {
+	few sync.Pool // *[segmentSize]byte, ordinary
+
+	mu    sync.Mutex
+	out   int                   // segments in use
+	pages map[uintptr]*hugePage // with segments in use, by address
+	open  []*hugePage           // those of them that have free segments
+	free  sync.Pool             // *hugePage, none of whose segments is used
+}
+
+// hugePage is memory that segments are cut from.
+type hugePage struct {
+	memory *[hugePageSize]byte
+	free   uint // bit i: segment i is
+}
+
+func (s *segments) get() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.out++
+	if len(s.open) == 0 && !s.openPage() {
+		if b, ok := s.few.Get().(*[segmentSize]byte); ok {
+			return b[:]
+		}
+		return alignedMemory(segmentSize)
+	}
+	last := len(s.open) - 1
+	p := s.open[last]
+	i := bits.TrailingZeros(p.free)
+	if p.free &^= 1 << i; p.free == 0 {
+		s.open[last] = nil
+		s.open = s.open[:last]
+	}
+	return p.memory[i*segmentSize:][:segmentSize:segmentSize]
+}
+
+// openPage opens a page whose segments are all free: one that is there, or a new one
+// if it is worth that. s.mu is held.
+func (s *segments) openPage() bool {
+	p, ok := s.free.Get().(*hugePage)
+	if !ok {
+		if s.out <= fewSegments {
+			return false
+		}
+		memory := alignedTo(hugePageSize, hugePageSize)
+		// It fails where the kernel has no such pages, or is told not to use them.
+		_ = unix.Madvise(memory, unix.MADV_HUGEPAGE)
+		p = &hugePage{(*[hugePageSize]byte)(memory), allFree}
+	}
+	if s.pages == nil {
+		s.pages = map[uintptr]*hugePage{}
+	}
+	s.pages[pageOf(p.memory[:])] = p
+	s.open = append(s.open, p)
+	return true
+}
+
+// pageOf is the address of the huge page that b begins in.
+func pageOf(b []byte) uintptr {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(b))) &^ (hugePageSize - 1)
+}
+
+func (s *segments) put(b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.out--
+	at := pageOf(b)
+	p := s.pages[at]
+	if p == nil {
+		s.few.Put((*[segmentSize]byte)(b))
+		return
+	}
+	if p.free == 0 {
+		s.open = append(s.open, p)
+	}
+	i := (uintptr(unsafe.Pointer(unsafe.SliceData(b))) - at) / segmentSize
+	if p.free |= 1 << i; p.free != allFree {
+		return
+	}
+	delete(s.pages, at)
+	for n, other := range s.open {
+		if other == p {
+			last := len(s.open) - 1
+			s.open[n] = s.open[last]
+			s.open[last] = nil
+			s.open = s.open[:last]
+			break
+		}
+	}
+	s.free.Put(p)
+}
