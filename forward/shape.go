@@ -8,9 +8,21 @@ import "encoding/binary"
 // length is known without it: the processor guesses the branch and goes on to the
 // next object, where it would otherwise wait for each byte before it knew where the
 // next one is. A wrong expectation only costs time.
-type shape [64]struct {
-	first  uint16 // expected first byte | expected, 0 for none
+type shape [32]struct{ key, value guess }
+
+// guess is what an object is taken to be.
+type guess struct {
+	first  uint16 // its first byte | expected, 0 for none
 	length uint16 // of such an object
+}
+
+// at is the guess for object i.
+func (sh *shape) at(i uint) *guess {
+	pair := &sh[i/2%uint(len(sh))]
+	if i%2 == 0 {
+		return &pair.key
+	}
+	return &pair.value
 }
 
 const (
@@ -79,7 +91,7 @@ func (sh *shape) learn(p []byte) {
 	if !ok {
 		return
 	}
-	for i := range sh {
+	for i := range uint(2 * len(sh)) {
 		if n >= uint(len(p)) {
 			return
 		}
@@ -88,7 +100,7 @@ func (sh *shape) learn(p []byte) {
 			return
 		}
 		if c := p[n]; objectLen[c] > 0 {
-			sh[i].first, sh[i].length = uint16(c)|expected, uint16(length)
+			*sh.at(i) = guess{uint16(c) | expected, uint16(length)}
 		}
 		n += length
 	}
@@ -99,23 +111,83 @@ func (sh *shape) learn(p []byte) {
 // streamScanner, which takes any, in pieces, and knows what is wrong with a broken
 // one.
 func (sh *shape) event(p []byte, maxDepth int) int {
-	n, left, ok := eventHead(p)
+	n, objects, ok := eventHead(p)
 	if !ok {
 		return 0
 	}
 	opened := 1
-	for i := uint(0); left > 0; i++ {
+	i := uint(0) // of a key and its value
+	for left := objects; left > 0; left -= 2 {
+		if n >= uint(len(p)) {
+			return 0
+		}
+		pair := &sh[i%uint(len(sh))]
+		key, value := &pair.key, &pair.value
+		c := p[n]
+		switch {
+		case key.first == uint16(c)|expected:
+			n += uint(key.length)
+		case c-0xa0 < 0x20: // fixstr
+			key.first = 0 // it varies; guesses that fail now and then cost more than waiting
+			n += 1 + uint(c&0x1f)
+		default:
+			return sh.anyway(p, n, 2*i, left, opened, maxDepth)
+		}
+		if n >= uint(len(p)) {
+			return 0
+		}
+		c = p[n]
+		i++
+		if value.first == uint16(c)|expected {
+			n += uint(value.length)
+			continue
+		}
+		value.first = 0
+		switch {
+		case c-0xa0 < 0x20: // fixstr
+			n += 1 + uint(c&0x1f)
+		case c == 0xd9: // str 8
+			if n++; n == uint(len(p)) {
+				return 0
+			}
+			n += 1 + uint(p[n])
+		case c <= 0x7f || c >= 0xe0: // fixint
+			n++
+		case c <= 0x8f: // fixmap: its pairs are the next ones
+			opened++
+			left += 2 * uint64(c&0x0f)
+			n++
+		default:
+			if length := uint(objectLen[c]); length > 0 {
+				n += length
+				continue
+			}
+			return sh.anyway(p, n, 2*i-1, left-1, opened, maxDepth)
+		}
+	}
+	if n > uint(len(p)) || opened >= maxDepth {
+		return 0
+	}
+	return int(n)
+}
+
+// anyway goes on with event at object i, which begins at p[n] and is the first of left,
+// where these are not keys and values in turn.
+//
+//go:noinline
+func (sh *shape) anyway(p []byte, n, i uint, left uint64, opened, maxDepth int) int {
+	for ; left > 0; i++ {
 		if n >= uint(len(p)) {
 			return 0
 		}
 		c := p[n]
 		left--
-		h := &sh[i%uint(len(sh))]
+		h := sh.at(i)
 		if h.first == uint16(c)|expected {
 			n += uint(h.length)
 			continue
 		}
-		h.first = 0 // it varies; guesses that fail now and then cost more than waiting
+		h.first = 0
 		switch {
 		case c-0xa0 < 0x20: // fixstr
 			n += 1 + uint(c&0x1f)
