@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -120,37 +121,71 @@ func (b *bench) begin(ctx context.Context) error {
 func (b *bench) measure(ctx context.Context, c line) (*load.Report, error) {
 	var all []*load.Report
 	for round := range b.rounds {
-		if err := b.begin(ctx); err != nil {
-			return nil, err
-		}
-		fmt.Fprintf(os.Stderr, "%s %s, round %d of %d\n", time.Now().Format(time.TimeOnly), c.name, round+1, b.rounds)
-		s, err := b.start(ctx, c.kind)
+		r, err := b.round(ctx, c, round, b.rounds)
 		if err != nil {
 			return nil, err
 		}
-		o := c.load
-		o.Address, o.PID = s.addr, s.cmd.Process.Pid
-		ctx, cancel := context.WithTimeout(ctx, o.Duration+caseGrace)
-		rep, err := load.Run(ctx, o)
-		cancel()
-		s.stop()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.name, err)
-		}
-		if rep.Server.CPUSeconds == 0 && o.Duration >= time.Second {
-			return nil, fmt.Errorf("%s: the process that was started used no CPU; its command must become the receiver, by exec", c.name)
-		}
-		all = append(all, rep)
+		all = append(all, r)
 	}
-	cost := func(r *load.Report) float64 { return r.Server.CPUMicrosPerEvent + r.Server.CPUMicrosConnection }
-	slices.SortFunc(all, func(x, y *load.Report) int {
-		switch {
-		case cost(x) < cost(y):
-			return -1
-		case cost(x) > cost(y):
-			return 1
-		}
-		return 0
-	})
-	return all[len(all)/2], nil
+	byCost(all)
+	return median(all), nil
 }
+
+// measureInTurn runs cases that are to be compared with each other, turnRounds rounds
+// of each in turn for one of measure: what the machine does meanwhile is then the same
+// for all. It returns the reports of each, by CPU time.
+func (b *bench) measureInTurn(ctx context.Context, cases []line) ([][]*load.Report, error) {
+	all := make([][]*load.Report, len(cases))
+	for round := range turnRounds * b.rounds {
+		for i, c := range cases {
+			r, err := b.round(ctx, c, round, turnRounds*b.rounds)
+			if err != nil {
+				return nil, err
+			}
+			all[i] = append(all[i], r)
+		}
+	}
+	for _, reports := range all {
+		byCost(reports)
+	}
+	return all, nil
+}
+
+// turnRounds is how many rounds of measureInTurn there are for each of measure.
+const turnRounds = 3
+
+// round runs a case once, against a fresh server.
+func (b *bench) round(ctx context.Context, c line, round, of int) (*load.Report, error) {
+	if err := b.begin(ctx); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(os.Stderr, "%s %s, round %d of %d\n", time.Now().Format(time.TimeOnly), c.name, round+1, of)
+	s, err := b.start(ctx, c.kind)
+	if err != nil {
+		return nil, err
+	}
+	o := c.load
+	o.Address, o.PID = s.addr, s.cmd.Process.Pid
+	ctx, cancel := context.WithTimeout(ctx, o.Duration+caseGrace)
+	r, err := load.Run(ctx, o)
+	cancel()
+	s.stop()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.name, err)
+	}
+	if r.Server.CPUSeconds == 0 && o.Duration >= time.Second {
+		return nil, fmt.Errorf("%s: the process that was started used no CPU; its command must become the receiver, by exec", c.name)
+	}
+	return r, nil
+}
+
+// median is the report whose CPU time is the median; all are sorted by it.
+func median(all []*load.Report) *load.Report { return all[len(all)/2] }
+
+// byCost sorts by CPU time.
+func byCost(all []*load.Report) {
+	slices.SortFunc(all, func(x, y *load.Report) int { return cmp.Compare(cost(x), cost(y)) })
+}
+
+// cost is CPU time by event, or connection: a case has one of them.
+func cost(r *load.Report) float64 { return r.Server.CPUMicrosPerEvent + r.Server.CPUMicrosConnection }

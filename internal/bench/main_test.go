@@ -1,10 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"weir/internal/load"
 )
 
 // TestFailuresFail: a case without a figure fails the whole, and so does one that
@@ -52,5 +56,30 @@ func TestHalfLoadIsHalf(t *testing.T) {
 	half.load.Rate = 1000
 	if _, err := b.halfLoad(t.Context(), half); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCompared: the cases whose ratio counts are measured in turn, and only if both of
+// them are wanted.
+func TestCompared(t *testing.T) {
+	b := &bench{dir: t.TempDir(), duration: 100 * time.Millisecond, rounds: 1, until: time.Now().Add(time.Hour), peers: []peer{selfPeer(t)}}
+	lines := []line{{directName, "fluentd", b.options("packed", 1)}, {"another", "nothing", b.options("packed", 1)}, {packedName, "fluentd", b.options("message", 1)}}
+	all, err := b.compared(t.Context(), lines)
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d cases, %v, want 2", len(all), err)
+	}
+	for name, reports := range all {
+		if len(reports) != turnRounds || !slices.IsSortedFunc(reports, func(x, y *load.Report) int { return cmp.Compare(cost(x), cost(y)) }) {
+			t.Errorf("%s: %d reports, want %d by their cost", name, len(reports), turnRounds)
+		}
+	}
+	b.only = packedName
+	if all, err := b.compared(t.Context(), lines); all != nil || err != nil {
+		t.Errorf("only one is wanted: %v, %v", all, err)
+	}
+	b.only, b.weir = "", "/nowhere/weir"
+	lines[2].kind = "weir"
+	if _, err := b.compared(t.Context(), lines); err == nil {
+		t.Error("one of them does not start: no error")
 	}
 }

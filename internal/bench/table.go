@@ -119,12 +119,20 @@ func (b *bench) table(ctx context.Context, lines []line, half line) {
 	fmt.Println("| case | CPU s/GB | × O_DIRECT copy | CPU µs/event | events/s | MB/s | ack p50 / p99 ms | peak RSS MiB |")
 	fmt.Println("|---|---|---|---|---|---|---|---|")
 	direct, packed := 0.0, 0.0
+	compared, comparedErr := b.compared(ctx, lines)
 	for _, c := range lines {
 		// Half of what weir takes is not known without having measured it.
 		if !b.wanted(c.name) && !(c.name == packedName && b.wanted(half.name)) {
 			continue
 		}
-		r, err := b.measure(ctx, c)
+		var r *load.Report
+		err := comparedErr
+		switch all := compared[c.name]; {
+		case len(all) > 0:
+			r = median(all)
+		case err == nil || !isCompared(c.name):
+			r, err = b.measure(ctx, c)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -152,6 +160,42 @@ func (b *bench) table(ctx context.Context, lines []line, half line) {
 		}
 	}
 	fmt.Println()
+	spread(lines, compared)
+}
+
+// isCompared reports whether a case is one of those of which the ratio counts.
+func isCompared(name string) bool { return name == directName || name == packedName }
+
+// compared measures those cases in turn, if all of them are wanted.
+func (b *bench) compared(ctx context.Context, lines []line) (map[string][]*load.Report, error) {
+	var cases []line
+	for _, c := range lines {
+		if isCompared(c.name) {
+			if !b.wanted(c.name) {
+				return nil, nil
+			}
+			cases = append(cases, c)
+		}
+	}
+	reports, err := b.measureInTurn(ctx, cases)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]*load.Report{}
+	for i, c := range cases {
+		all[c.name] = reports[i]
+	}
+	return all, nil
+}
+
+// spread prints how far the rounds of the cases that are compared lie apart.
+func spread(lines []line, compared map[string][]*load.Report) {
+	for _, c := range lines {
+		if all := compared[c.name]; len(all) > 0 {
+			fmt.Printf("%s: %.2f to %.2f CPU s/GB in %d rounds, in turn\n", c.name,
+				all[0].Server.CPUSecondsPerGB, all[len(all)-1].Server.CPUSecondsPerGB, len(all))
+		}
+	}
 }
 
 // halfLoad measures at a rate by the clock, and that it was kept.
