@@ -37,6 +37,10 @@ const CauseRetryLimit = "retry_limit"
 // batchBytes is how much of the buffer is delivered at a time.
 const batchBytes = 8 << 20
 
+// fullBytes is how much of a batch need not wait for more. Each batch costs a write and
+// an fdatasync(2) of its cursor; the commits of what waits stay in memory, 16 MiB at most.
+const fullBytes = batchBytes / 4 * 3
+
 // Retry says when a failed delivery is tried again, and when it is given up;
 // the names are those of fluentd's <buffer>.
 type Retry struct {
@@ -190,7 +194,7 @@ func (r *Runner) Run(ctx context.Context) (err error) {
 			continue
 		}
 		r.readable()
-		full := batch.Bytes >= batchBytes/2
+		full := batch.Bytes >= fullBytes
 		if err := r.deliver(ctx, batch); err != nil {
 			return nil // stays in the buffer
 		}
@@ -231,7 +235,7 @@ func (r *Runner) gather(ctx context.Context, d time.Duration) bool {
 	if d > 0 {
 		wait, stop := context.WithTimeout(ctx, d)
 		defer stop()
-		_ = r.c.Cursor.Gather(wait, batchBytes/2) // full, or the time is over
+		_ = r.c.Cursor.Gather(wait, fullBytes) // full, or the time is over
 	}
 	return ctx.Err() == nil
 }
