@@ -7,12 +7,9 @@ import "unsafe"
 const BlockSize = 4096
 
 // alignedMemory allocates n bytes that begin on a multiple of BlockSize.
-func alignedMemory(n int64) []byte { return alignedTo(BlockSize, n) }
-
-// alignedTo allocates n bytes that begin on a multiple of unit, a power of 2.
-func alignedTo(unit, n int64) []byte {
-	b := make([]byte, n+unit)
-	off := int64(-uintptr(unsafe.Pointer(&b[0])) & uintptr(unit-1))
+func alignedMemory(n int64) []byte {
+	b := make([]byte, n+BlockSize)
+	off := int64(-uintptr(unsafe.Pointer(&b[0])) & (BlockSize - 1))
 	return b[off : off+n : off+n]
 }
 

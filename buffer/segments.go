@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"math/bits"
+	"runtime"
 	"sync"
 	"unsafe"
 
@@ -25,7 +26,7 @@ const (
 // (open(2)). Those of a buffer that does much are cut from huge pages
 // (madvise(2), MADV_HUGEPAGE): a write by O_DIRECT then pins and maps one page
 // instead of 64 for each segment, and the copy into it misses the TLB less often.
-// Memory that is not used goes back to the garbage collector.
+// Memory that is not used goes back with garbage collections.
 type segments struct {
 	few sync.Pool // *[segmentSize]byte, ordinary
 
@@ -36,10 +37,36 @@ type segments struct {
 	free  sync.Pool             // *hugePage, none of whose segments is used
 }
 
-// hugePage is memory that segments are cut from.
+// hugePage is memory that segments are cut from. It lies outside of Go's heap, where
+// nothing of it is wasted for its alignment, and is unmapped when the hugePage is
+// garbage: segments keeps it while one of its segments is used.
 type hugePage struct {
 	memory *[hugePageSize]byte
 	free   uint // bit i: segment i is
+}
+
+// newHugePage returns a page all of whose segments are free, nil if the kernel has no
+// memory for it.
+func newHugePage() *hugePage {
+	const length = 2 * hugePageSize
+	all, err := unix.MmapPtr(-1, 0, nil, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil
+	}
+	before := -uintptr(all) & (hugePageSize - 1)
+	memory := unsafe.Add(all, before)
+	// These fail where the mappings of the process are at their limit, or the kernel has
+	// no such pages: the rest stays mapped, and the pages are small ones.
+	if before > 0 {
+		_ = unix.MunmapPtr(all, before)
+	}
+	_ = unix.MunmapPtr(unsafe.Add(memory, hugePageSize), length-hugePageSize-before)
+	p := &hugePage{(*[hugePageSize]byte)(memory), allFree}
+	_ = unix.Madvise(p.memory[:], unix.MADV_HUGEPAGE)
+	runtime.AddCleanup(p, func(memory *[hugePageSize]byte) {
+		_ = unix.MunmapPtr(unsafe.Pointer(memory), hugePageSize)
+	}, p.memory)
+	return p
 }
 
 func (s *segments) get() []byte {
@@ -70,10 +97,9 @@ func (s *segments) openPage() bool {
 		if s.out <= fewSegments {
 			return false
 		}
-		memory := alignedTo(hugePageSize, hugePageSize)
-		// It fails where the kernel has no such pages, or is told not to use them.
-		_ = unix.Madvise(memory, unix.MADV_HUGEPAGE)
-		p = &hugePage{(*[hugePageSize]byte)(memory), allFree}
+		if p = newHugePage(); p == nil {
+			return false
+		}
 	}
 	if s.pages == nil {
 		s.pages = map[uintptr]*hugePage{}

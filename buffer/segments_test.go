@@ -1,10 +1,14 @@
 package buffer
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 )
 
@@ -72,4 +76,50 @@ func TestFewSegments(t *testing.T) {
 	if b := s.get(); pageOf(b) != pageOf(held[fewSegments]) {
 		t.Error("another page is begun")
 	}
+}
+
+// TestHugePagesGo: what nobody uses any more is unmapped, also of a buffer that is
+// garbage with segments in use.
+func TestHugePagesGo(t *testing.T) {
+	const pages = 200
+	mapped := func() int64 {
+		statm, err := os.ReadFile("/proc/self/statm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n int64
+		if _, err := fmt.Sscan(string(statm), &n); err != nil {
+			t.Fatal(err)
+		}
+		return n * int64(os.Getpagesize())
+	}
+	gone := func(before int64) {
+		t.Helper()
+		for limit := time.Now().Add(20 * time.Second); mapped() > before-pages*hugePageSize*3/4; time.Sleep(time.Millisecond) {
+			runtime.GC() // sync.Pool keeps what it has for one or two
+			if time.Now().After(limit) {
+				t.Fatalf("%d MiB mapped, %d before", mapped()>>20, before>>20)
+			}
+		}
+	}
+	take := func(s *segments) (held [][]byte) {
+		for range fewSegments + pages*hugeSegments {
+			held = append(held, s.get())
+		}
+		return held
+	}
+	var s segments
+	held := take(&s)
+	before := mapped()
+	for _, b := range held {
+		s.put(b)
+	}
+	gone(before)
+	runtime.KeepAlive(&s)
+
+	dropped := new(segments)
+	take(dropped)
+	before = mapped()
+	runtime.KeepAlive(dropped)
+	gone(before)
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -67,11 +68,20 @@ type server struct {
 	reloaded chan struct{} // asks watchMachine to look again
 }
 
+// gcPercent is GOGC for those who have set none: messages without acks take 1.00 µs of
+// CPU each, 1.13 with 100, and as much with 300 for a quarter more memory.
+const gcPercent = 200
+
 // run runs weir until a signal or a failure ends it.
 func run(ctx context.Context, o runOptions) error {
 	c, err := loadConfig(o.configPath)
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		// The heap is small, since the memory of commits is not part of it: to double it
+		// each time would collect too often.
+		debug.SetGCPercent(gcPercent)
 	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
