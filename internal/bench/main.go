@@ -131,9 +131,9 @@ func (b *bench) measure(ctx context.Context, c line) (*load.Report, error) {
 	return median(all), nil
 }
 
-// measureInTurn runs cases that are to be compared with each other, turnRounds rounds
-// of each in turn for one of measure: what the machine does meanwhile is then the same
-// for all. It returns the reports of each, by CPU time.
+// measureInTurn runs turnRounds rounds of each case for one of measure, in turn: what
+// the machine does meanwhile is then the same for all that are to be compared. It returns
+// the reports of each, by CPU time.
 func (b *bench) measureInTurn(ctx context.Context, cases []line) ([][]*load.Report, error) {
 	all := make([][]*load.Report, len(cases))
 	for round := range turnRounds * b.rounds {
@@ -179,7 +179,7 @@ func (b *bench) round(ctx context.Context, c line, round, of int) (*load.Report,
 	return r, nil
 }
 
-// median is the report whose CPU time is the median; all are sorted by it.
+// median is the report in the middle of those that are sorted.
 func median(all []*load.Report) *load.Report { return all[len(all)/2] }
 
 // byCost sorts by CPU time.
