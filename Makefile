@@ -63,7 +63,7 @@ fuzz-short: ## each fuzz target for a few seconds
 FLUENTD     ?= $(shell command -v fluentd)
 FLUENTBIT   ?= $(shell command -v fluent-bit)
 
-# About five minutes on two cores, a good minute more for each of these peers.
+# About six minutes on two cores, a good minute more for each of these peers.
 # The other one is a module of its own.
 bench: build ## microbenchmarks, then the end-to-end table of docs/performance.md
 	$(GO) test -run '^$$' -bench 'Scan|Session|Commit|AppendValue|Patch|Gunzip|^BenchmarkFile$$' -benchmem -benchtime $(BENCHTIME) ./forward ./buffer ./internal/eventjson ./internal/output ./internal/load ./internal/bench

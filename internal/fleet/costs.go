@@ -16,13 +16,13 @@ import "time"
 //   - Message: weir load --mode message --connections 256: 10 to 16 µs for each
 //     event, which is a message here, with its share of commits.
 //   - Commit: the same with --connections 1, where each message has a commit of
-//     its own: 89 to 120 µs, less a message.
+//     its own: 87 to 108 µs, less a message.
 //   - Gigabyte: weir load --connections 4 --count 1500000 --verify DIRECTORY, 416 MB
-//     of events of 277 bytes, until all is written to files as JSON: 2.5 to 2.9 s.
-//     Receiving and storing alone is 0.8 to 0.9 s of it.
+//     of events of 277 bytes, until all is written to files as JSON: 2.2 to 2.6 s.
+//     Receiving and storing alone is 0.5 to 0.7 s of it.
 func MeasuredCosts() Costs {
 	return Costs{
 		Accept: 30 * time.Microsecond, Connection: 30 * time.Microsecond, Datagram: 15 * time.Microsecond,
-		Message: 12 * time.Microsecond, Commit: 90 * time.Microsecond, Gigabyte: 2700 * time.Millisecond,
+		Message: 12 * time.Microsecond, Commit: 85 * time.Microsecond, Gigabyte: 2450 * time.Millisecond,
 	}
 }
