@@ -172,7 +172,9 @@ func (sh *shape) event(p []byte, maxDepth int) int {
 }
 
 // anyway goes on with event at object i, which begins at p[n] and is the first of left,
-// where these are not keys and values in turn.
+// where these are not keys and values in turn. It tells objects apart as
+// event does for values, written out once more: in a function of its own that would cost
+// event as much as it does.
 //
 //go:noinline
 func (sh *shape) anyway(p []byte, n, i uint, left uint64, opened, maxDepth int) int {
