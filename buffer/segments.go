@@ -3,6 +3,7 @@ package buffer
 import (
 	"math/bits"
 	"runtime"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -132,14 +133,7 @@ func (s *segments) put(b []byte) {
 		return
 	}
 	delete(s.pages, at)
-	for n, other := range s.open {
-		if other == p {
-			last := len(s.open) - 1
-			s.open[n] = s.open[last]
-			s.open[last] = nil
-			s.open = s.open[:last]
-			break
-		}
-	}
+	n := slices.Index(s.open, p)
+	s.open = slices.Delete(s.open, n, n+1)
 	s.free.Put(p)
 }
